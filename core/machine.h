@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * machine.h - the parts of one machine, and how its vCPUs are run and held.
+ *
+ * The public struct vmm (vmm.c) is this plus what it was configured with.
+ *
+ * Locks, outermost first: the public call's, the I/O lock (loop.h), m->lock
+ * (run control), the event queue's.
+ */
+#ifndef CORE_MACHINE_H
+#define CORE_MACHINE_H
+
+#include <pthread.h>
+
+#include "bus.h"
+#include "device.h"
+#include "event.h"
+#include "kvm.h"
+#include "loop.h"
+#include "mem.h"
+
+#define VCPUS_MAX	64u
+
+struct vcpu {
+	struct machine	*m;
+	uint32_t	id;		/* hart id, and KVM's vCPU id */
+	int		fd;
+	int		stats_fd;	/* KVM's counters; -1 until asked for */
+	struct kvm_run	*run;
+	size_t		run_size;
+	pthread_t	thread;
+	int		threaded;	/* the thread is to be joined */
+	int		parked;		/* under m->lock: out of the guest */
+	int		unfinished;	/* its thread's: an exit to be completed */
+	int		want_stats;	/* under m->lock: open stats_fd */
+	uint64_t	exits[VMM_EXITS];	/* atomic; [VMM_EXIT_KERNEL] unused */
+};
+
+enum want { WANT_RUN, WANT_PAUSE, WANT_STOP };
+
+struct machine {
+	char		name[16];
+	struct log	log;
+	int		kvm, vm;	/* descriptors, or -1 */
+	struct mem	mem;
+	struct bus	bus;
+	struct loop	loop;
+	struct events	events;
+	struct irqchip	*irqchip;
+	struct device	*devices;
+	struct vcpu	*vcpu;
+	uint32_t	nvcpus;
+	/* Answers an exit that is the architecture's: SBI, CSR.  I/O lock
+	   held.  Gives the VMM_EXIT_* it counts as. */
+	int		(*arch_exit)(struct vcpu *v);
+
+	/* Run control.  state and want are written under lock, read without. */
+	pthread_mutex_t	lock;
+	pthread_cond_t	cond;
+	int		state;		/* VMM_NEW ... */
+	int		want;		/* enum want */
+	uint32_t	running;	/* vCPUs not parked */
+	struct vmm_event halt;		/* why it stops; type 0: it does not */
+	uint64_t	exit_code;	/* what the guest left with */
+	uint64_t	first_run_ns;	/* clock_ns() before the first KVM_RUN */
+	uint64_t	stage_ns[VMM_STAGES];
+};
+
+int machine_init(struct machine *m, const char *name, const struct log *log,
+		 struct vmm_error *err);
+void machine_fini(struct machine *m);	/* frees devices and all, too */
+
+/* Undo the KVM side, from the vCPUs to the VM; RAM and devices stay. */
+void machine_unbuild(struct machine *m);
+
+int machine_state(const struct machine *m);
+
+/* After a reset: NEW, or BROKEN if it failed. */
+void machine_renew(struct machine *m, int ok);
+
+/* The device that is added last is found last.  Takes d; frees it on failure. */
+int machine_add(struct machine *m, struct device *d, struct vmm_error *err);
+struct device *machine_device(const struct machine *m, const char *name);
+
+/* ---- vCPUs (vcpu.c) ---------------------------------------------------- */
+
+int vcpus_create(struct machine *m, uint32_t n, struct vmm_error *err);
+void vcpus_free(struct machine *m);
+
+/* NEW or PAUSED -> RUNNING. */
+int vcpus_start(struct machine *m, struct vmm_error *err);
+
+/* RUNNING -> PAUSED, or VMM_ESTATE if the guest stopped first. */
+int vcpus_pause(struct machine *m, struct vmm_error *err);
+
+/* -> STOPPED, and the threads joined. */
+void vcpus_stop(struct machine *m);
+
+/*
+ * The guest stops, for this reason: the first one counts.  Any vCPU or I/O
+ * thread; the machine is STOPPED (BROKEN after VMM_EV_FAULT), and the event
+ * queued, when the last vCPU is out of the guest.
+ */
+void machine_halt(struct machine *m, uint32_t type, uint32_t vcpu, uint64_t value,
+		  const char *fmt, ...) __attribute__((format(printf, 5, 6)));
+
+/* Wake vCPUs that wait because the event queue was crowded. */
+void machine_poke(struct machine *m);
+
+/* KVM's own count of a vCPU's exits, whoever handled them; 0 if it has none. */
+uint64_t vcpu_all_exits(struct vcpu *v);
+
+#endif

@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vmm.h - run RISC-V virtual machines on KVM.
+ * This file is the whole public interface, and its reference manual.
+ *
+ *	struct vmm_config cfg = VMM_CONFIG_INIT;
+ *	struct vmm_error err;
+ *	struct vmm_event ev;
+ *	struct vmm *vm;
+ *
+ *	cfg.kernel = "Image";
+ *	cfg.initrd = "initrd.cpio";
+ *	cfg.cmdline = "console=ttyS0";
+ *	if (vmm_create(&vm, &cfg, &err) ||
+ *	    vmm_add_serial(vm, 0, 1, &err) ||
+ *	    vmm_start(vm, &err) ||
+ *	    vmm_wait(vm, -1, &ev, &err))
+ *		errx(1, "%s", err.message);
+ *	vmm_free(vm);
+ *
+ * What holds for every function, unless its comment says otherwise:
+ *
+ * Errors.  A function that returns int returns 0 or a negative VMM_E code,
+ * and on failure describes it in *err, if err is not NULL.  A failed call
+ * changes nothing.  Where that cannot be kept the machine becomes VMM_BROKEN:
+ * from then on every call on it but vmm_free(), vmm_state(), vmm_stat() and
+ * vmm_wait() fails with VMM_EBROKEN.
+ *
+ * Ownership.  Strings, structs and buffers are copied; descriptors passed in
+ * are duplicated.  What is returned through *out is the caller's to free or
+ * close; on failure *out is NULL, -1 or zeroes.  Freeing NULL does nothing.
+ *
+ * Threads.  Any function may be called from any thread.  Calls on one object
+ * take turns; vmm_wait() lets the others pass.  Functions that take a const
+ * pointer never wait.  Freeing an object must be the last call on it.  The
+ * library starts its own threads, with every signal blocked, and installs no
+ * signal handler.
+ *
+ * Processes.  KVM ties a machine to the process that created it: after fork()
+ * the child must not use it; every call it makes on it but vmm_free() fails
+ * with VMM_ESTATE, and vmm_free() releases the child's copy alone.  Every
+ * descriptor is close-on-exec.
+ *
+ * Structs.  A struct whose first field is its size is set up by its INIT
+ * macro and may grow in later versions.  A shorter one than the library knows
+ * is taken to end in zeroes; a longer one is taken if the part that the
+ * library does not know is all zeroes.
+ *
+ * Defaults.  A field or flag left 0 and a pointer left NULL ask for them.
+ */
+#ifndef VMM_H
+#define VMM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#ifndef VMM_API
+#define VMM_API
+#endif
+
+#define VMM_VERSION_MAJOR 0
+#define VMM_VERSION_MINOR 1
+#define VMM_VERSION_PATCH 0
+#define VMM_VERSION (VMM_VERSION_MAJOR * 1000000 + VMM_VERSION_MINOR * 1000 + VMM_VERSION_PATCH)
+
+/* ---- Errors ---------------------------------------------------------- */
+
+enum {
+	VMM_OK		= 0,
+	VMM_EINVAL	= -1,	/* bad argument: a bug in the caller */
+	VMM_ESTATE	= -2,	/* not in the machine's present state */
+	VMM_ENOMEM	= -3,	/* out of memory */
+	VMM_ESYS	= -4,	/* a system call failed: see os_errno */
+	VMM_ENOKVM	= -5,	/* no usable /dev/kvm on this host */
+	VMM_ENOTSUP	= -6,	/* this host or this build cannot do that */
+	VMM_EFORMAT	= -7,	/* a kernel or snapshot file is malformed */
+	VMM_EVERSION	= -8,	/* a snapshot of another version or host */
+	VMM_ETIMEDOUT	= -9,	/* did not happen in time */
+	VMM_EREFUSED	= -10,	/* the guest refused the connection */
+	VMM_EBROKEN	= -11	/* the machine can only be freed */
+};
+
+struct vmm_error {		/* 256 bytes; will not change */
+	int32_t		code;		/* VMM_E code */
+	int32_t		os_errno;	/* the errno behind it, or 0 */
+	char		message[248];	/* one line, for people */
+};
+
+/* VMM_VERSION of the library in use, to compare with that of the header. */
+VMM_API uint32_t vmm_version(void);
+
+/* The name of a code, as "VMM_ESTATE"; "VMM_E?" for any other; never NULL. */
+VMM_API const char *vmm_strerror(int code);
+
+/* ---- This host ------------------------------------------------------- */
+
+/* Interrupt controllers, and the bits 1 << VMM_IRQCHIP_x that stand for them. */
+enum {
+	VMM_IRQCHIP_DEFAULT	= 0,	/* the best that is sound on this host */
+	VMM_IRQCHIP_AIA_EMUL	= 1,	/* in-kernel AIA, interrupt files in memory */
+	VMM_IRQCHIP_AIA_HWACCEL	= 2,	/* ... in hardware, or KVM_RUN fails */
+	VMM_IRQCHIP_AIA_AUTO	= 3	/* ... in hardware while any is free */
+};
+
+struct vmm_host {
+	uint32_t	size;		/* set by VMM_HOST_INIT */
+	uint32_t	max_vcpus;	/* in one machine */
+	uint32_t	irqchip;	/* what VMM_IRQCHIP_DEFAULT is here */
+	uint32_t	irqchips;	/* bits: what the host offers */
+	uint32_t	irqchips_sound;	/* bits: what its kernel gets right */
+	uint32_t	gpa_bits;	/* width of a guest-physical address */
+	uint32_t	satp_bits;	/* 39, 48 or 57: the guest's widest paging */
+	uint32_t	vlenb;		/* bytes in a vector register, or 0 */
+	uint64_t	timebase_hz;	/* ticks of the guest's time a second */
+	char		kernel[72];	/* release of the host kernel */
+	char		isa[1024];	/* all a guest can have, as "rv64imafdc_sstc" */
+	char		note[256];	/* why irqchip is what it is, for people */
+};
+#define VMM_HOST_INIT { sizeof(struct vmm_host), 0, 0, 0, 0, 0, 0, 0, 0, "", "", "" }
+
+/*
+ * Find out what this host offers; needs no machine and leaves none behind.
+ * VMM_ENOKVM says that there is no usable KVM, VMM_ENOTSUP that KVM lacks what
+ * a machine needs; both name what is missing.
+ */
+VMM_API int vmm_probe(struct vmm_host *out, struct vmm_error *err);
+
+/* ---- A machine --------------------------------------------------------
+ *
+ *	    vmm_create                                vmm_reset
+ *	        |                                         |
+ *	       NEW <--------------------------------------+
+ *	        | vmm_start                               |
+ *	     RUNNING -- the guest stops, vmm_stop ---> STOPPED
+ *	        | ^                                       |
+ *	        v | vmm_pause, vmm_start                  |
+ *	      PAUSED ----------- vmm_stop ----------------+
+ *
+ * Every machine has RAM from guest-physical address 0x80000000 on, vCPUs with
+ * an interrupt controller, a real-time clock that tells the host's time, a
+ * generation id (microsoft,vmgenid) and a doorbell (vmm_guest.h).  It has no
+ * other device than those that are added to it.
+ */
+struct vmm;
+
+enum { VMM_NEW = 0, VMM_RUNNING = 1, VMM_PAUSED = 2, VMM_STOPPED = 3, VMM_BROKEN = 4 };
+enum { VMM_LOG_ERROR = 0, VMM_LOG_WARN = 1, VMM_LOG_INFO = 2, VMM_LOG_DEBUG = 3 };
+
+struct vmm_config {
+	uint32_t	size;		/* set by VMM_CONFIG_INIT */
+	uint32_t	vcpus;		/* 1 to 64; default 1 */
+	uint64_t	memory;		/* bytes of RAM, in 2 MiB steps; default 128 MiB */
+	uint32_t	irqchip;	/* VMM_IRQCHIP_* */
+	uint32_t	flags;		/* none yet */
+	int32_t		kernel_fd;	/* instead of kernel, if greater than 0 */
+	int32_t		initrd_fd;	/* instead of initrd, if greater than 0 */
+	const char	*kernel;	/* path; required unless kernel_fd is given */
+	const char	*initrd;	/* path of an initial RAM disk */
+	const char	*cmdline;	/* of the kernel */
+	const char	*isa;		/* see below; default: all the host has */
+	const char	*name;		/* in logs and thread names; default "vm" */
+	void		(*log)(void *arg, int level, const char *line);
+	void		*log_arg;	/* log: any thread; no vmm_* calls in it */
+};
+#define VMM_CONFIG_INIT { sizeof(struct vmm_config), 0, 0, 0, 0, -1, -1, \
+			  NULL, NULL, NULL, NULL, NULL, NULL, NULL }
+
+/*
+ * Make a machine.  Its files are read now, and again by vmm_reset().
+ *
+ * kernel is a Linux Image, as it is, in an EFI zboot wrapper, or compressed
+ * with gzip or zstd; or an ELF file, which is loaded at its physical
+ * addresses.  It is entered in VS-mode on hart 0, a0 = 0, a1 = the device tree
+ * (Linux, Documentation/arch/riscv/boot.rst).
+ *
+ * isa is either what the guest is to have, as "rv64imafdc_zba_zbb", or what to
+ * take away from all the host has, as "-v,-zicbom".  Extensions that KVM cannot
+ * switch off are left out of the device tree all the same.
+ *
+ * VMM_EINVAL: an argument.  VMM_ENOKVM, VMM_ENOTSUP: the host.  VMM_ESYS: a
+ * file or the kernel; os_errno is errno.  VMM_EFORMAT: a file is not what it
+ * should be, or does not fit into RAM.
+ */
+VMM_API int vmm_create(struct vmm **out, const struct vmm_config *config, struct vmm_error *err);
+
+/* Stop the machine at once, as if by pulling the plug, and free it. */
+VMM_API void vmm_free(struct vmm *vm);
+
+/*
+ * Devices are added while the machine is NEW.  A machine has one serial port:
+ * an ns16550a UART (the kernel's ttyS0), and the same stream behind the SBI
+ * debug console (earlycon=sbi, hvc0).  in_fd or out_fd may be -1: then nothing
+ * comes in, and what goes out is dropped.  Output that cannot be written at
+ * once is kept until it can, and the guest waits rather than lose any.
+ */
+VMM_API int vmm_add_serial(struct vmm *vm, int in_fd, int out_fd, struct vmm_error *err);
+
+/*
+ * The device tree that a NEW machine would be started with, or that it was
+ * started with: its size in bytes in *size, and the first cap bytes in buf.
+ * buf may be NULL if cap is 0.
+ */
+VMM_API int vmm_fdt(struct vmm *vm, void *buf, size_t cap, size_t *size, struct vmm_error *err);
+
+/* Run a NEW or PAUSED machine, on threads of its own.  Returns at once. */
+VMM_API int vmm_start(struct vmm *vm, struct vmm_error *err);
+
+/*
+ * Hold a RUNNING machine still.  Returns when no vCPU is in the guest, every
+ * access it had begun is finished, and no device has I/O in flight.
+ * VMM_ESTATE if the guest stopped first.
+ */
+VMM_API int vmm_pause(struct vmm *vm, struct vmm_error *err);
+
+/*
+ * Power a RUNNING, PAUSED or NEW machine off, as if by pulling the plug; no
+ * event tells of it.  A machine that is STOPPED stays so.
+ */
+VMM_API int vmm_stop(struct vmm *vm, struct vmm_error *err);
+
+/*
+ * Take a machine that does not run back to NEW: what it was created with is
+ * read and set up afresh, its devices stay.  This is how a guest that asked to
+ * restart gets its restart.  Queued events are dropped.  If the files can no
+ * longer be used the machine is VMM_BROKEN.
+ */
+VMM_API int vmm_reset(struct vmm *vm, struct vmm_error *err);
+
+/* VMM_NEW ... VMM_BROKEN; VMM_BROKEN for NULL. */
+VMM_API int vmm_state(const struct vmm *vm);
+
+/* ---- Events ---------------------------------------------------------- */
+
+enum {
+	VMM_EV_NONE	= 0,	/* nothing before the timeout */
+	VMM_EV_SHUTDOWN	= 1,	/* the guest powered off; value: its exit code */
+	VMM_EV_REBOOT	= 2,	/* the guest asked to restart; it is STOPPED */
+	VMM_EV_CRASH	= 3,	/* the guest cannot go on; detail says why */
+	VMM_EV_DOORBELL	= 4,	/* the guest rang with value: see vmm_guest.h */
+	VMM_EV_FAULT	= 5	/* the host side failed: it is BROKEN */
+};
+
+struct vmm_event {		/* 128 bytes; will not change */
+	uint32_t	type;		/* VMM_EV_* */
+	uint32_t	vcpu;		/* that caused it */
+	uint64_t	value;
+	uint64_t	time_ns;	/* CLOCK_MONOTONIC of the host */
+	char		detail[104];	/* one line, for people, or empty */
+};
+
+/*
+ * Wait up to timeout_ms (0: not at all, -1: for ever) for the next event.  If
+ * none is queued and the machine is not RUNNING, gives VMM_EV_NONE at once.
+ * A guest that rings faster than its events are taken is made to wait.
+ */
+VMM_API int vmm_wait(struct vmm *vm, int timeout_ms, struct vmm_event *out, struct vmm_error *err);
+
+/* Polls readable while an event is queued.  Only poll it; it is not yours.
+   -1 for NULL. */
+VMM_API int vmm_fd(const struct vmm *vm);
+
+/* ---- Guest memory ----------------------------------------------------- */
+
+/*
+ * Copy len bytes from or to guest-physical address gpa: all of them, or none
+ * and VMM_EINVAL if they are not all RAM.  In any state; of a machine that
+ * runs, bytes may be of different moments.
+ */
+VMM_API int vmm_read(struct vmm *vm, uint64_t gpa, void *buf, size_t len, struct vmm_error *err);
+VMM_API int vmm_write(struct vmm *vm, uint64_t gpa, const void *buf, size_t len, struct vmm_error *err);
+
+/* ---- Figures ---------------------------------------------------------- */
+
+/* Where the time of a start goes, in order. */
+enum {
+	VMM_STAGE_KVM	= 0,	/* open KVM, check what it can do */
+	VMM_STAGE_VM	= 1,	/* KVM_CREATE_VM */
+	VMM_STAGE_MEMORY = 2,	/* guest RAM, and its memslot */
+	VMM_STAGE_VCPUS	= 3,	/* vCPUs and what they are configured with */
+	VMM_STAGE_IRQCHIP = 4,	/* interrupt controller */
+	VMM_STAGE_LOAD	= 5,	/* kernel and initrd */
+	VMM_STAGE_START	= 6,	/* device tree, boot registers, threads */
+	VMM_STAGES	= 7
+};
+
+/* What vCPUs left the guest for, as KVM and the library count it. */
+enum {
+	VMM_EXIT_MMIO	= 0,	/* a device register, handled by the library */
+	VMM_EXIT_SBI	= 1,	/* an SBI call, handled by the library */
+	VMM_EXIT_CSR	= 2,	/* a CSR, handled by the library */
+	VMM_EXIT_SIGNAL	= 3,	/* kicked by the library */
+	VMM_EXIT_OTHER	= 4,	/* other exits to the library */
+	VMM_EXIT_KERNEL	= 5,	/* handled by KVM: page faults, SBI, CSRs, WFI */
+	VMM_EXITS	= 6
+};
+
+struct vmm_stats {
+	uint32_t	size;		/* set by VMM_STATS_INIT */
+	uint32_t	vcpus;
+	uint64_t	memory;		/* bytes of RAM */
+	uint64_t	memory_used;	/* of them, held in host memory */
+	uint64_t	stage_ns[8];	/* [VMM_STAGE_*]: what each took, in ns */
+	uint64_t	setup_ns;	/* spent in vmm_create and vmm_start together */
+	uint64_t	exits[8];	/* [VMM_EXIT_*], all vCPUs together */
+};
+#define VMM_STATS_INIT { sizeof(struct vmm_stats), 0, 0, 0, \
+			 { 0, 0, 0, 0, 0, 0, 0, 0 }, 0, { 0, 0, 0, 0, 0, 0, 0, 0 } }
+
+/* In any state; the figures of a machine that runs are of now. */
+VMM_API int vmm_stat(struct vmm *vm, struct vmm_stats *out, struct vmm_error *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* VMM_H */
