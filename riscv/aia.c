@@ -1,0 +1,350 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * aia.c - the in-kernel AIA as our interrupt controller: see aia.h.
+ *
+ * What KVM emulates is fixed: an APLIC in MSI mode, one S-level interrupt file
+ * a hart, no guest files.  We choose how many sources and identities, where it
+ * all lies, and whether the files are in memory or in the host's hardware:
+ *
+ *   EMUL	in memory: works everywhere, takes an exit for each access
+ *   HWACCEL	in the host's guest interrupt files, of which a CPU has few
+ *   AUTO	in hardware while one is free, else in memory
+ *
+ * Linux 6.11 to 6.15 lose wake-ups of a vCPU whose file is in hardware when
+ * its thread changes CPU (fixed by 4cec89db80ba in 6.16); that is a race, and
+ * no probe would find it in time, so the release decides.  Before 7.3 a file
+ * in memory keeps identities below 32 only (map.h).  A wired irqfd is never
+ * lowered, on any kernel: lines are pulsed with KVM_IRQ_LINE.
+ *
+ * The guest can see and change: APLIC domaincfg, sourcecfg, target, setip,
+ * setie and the inputs; IMSIC eie, eip, eithreshold, eidelivery of each hart.
+ * All of that is saved, in the order in which it can be loaded (kvm: aia_aplic.c,
+ * aia_imsic.c): inputs before sourcecfg, since a line that rises afterwards is
+ * an edge; domaincfg last, since from then on messages flow.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/utsname.h>
+#include <unistd.h>
+
+#include <libfdt.h>
+
+#include "aia.h"
+#include "map.h"
+
+/* arch/riscv/include/uapi/asm/kvm.h */
+enum { AIA_CONFIG = 0, AIA_ADDR = 1, AIA_CTRL = 2, AIA_APLIC = 3, AIA_IMSIC = 4 };
+enum { AIA_MODE = 0, AIA_IDS = 1, AIA_SRCS = 2, AIA_HART_BITS = 5 };
+enum { AIA_MODE_EMUL = 0, AIA_MODE_HWACCEL = 1, AIA_MODE_AUTO = 2 };
+
+#define AIA_NUM_IDS	63u		/* the fewest there can be */
+#define AIA_NUM_SRCS	IRQ_LAST
+
+/* APLIC registers (AIA specification, 4.5) and IMSIC ones (3.8). */
+#define APLIC_DOMAINCFG	0x0000u
+#define APLIC_SOURCECFG	0x0004u
+#define APLIC_SETIP	0x1c00u
+#define APLIC_INPUT	0x1d00u
+#define APLIC_SETIE	0x1e00u
+#define APLIC_TARGET	0x3004u
+#define APLIC_IE	0x100u
+#define IMSIC_EIDELIVERY 0x70u
+#define IMSIC_EITHRESHOLD 0x72u
+#define IMSIC_EIP0	0x80u
+#define IMSIC_EIE0	0xc0u
+
+#define AIA_PHANDLE_CPU	1u		/* hart n's is + n: see fdt.c */
+#define AIA_PHANDLE	(AIA_PHANDLE_CPU + VCPUS_MAX)
+
+struct aia {
+	struct irqchip	chip;
+	struct machine	*m;
+	int		fd;
+};
+
+static uint64_t imsic_attr(uint32_t hart, uint32_t reg)
+{
+	return (uint64_t)hart << 12 | reg;
+}
+
+static void aia_line(struct irqchip *chip, uint32_t line, int level)
+{
+	struct aia *a = (struct aia *)chip;
+	int r = kvm_irq_line(a->m->vm, line, level);
+
+	if (r < 0)
+		log_line(&a->m->log, VMM_LOG_ERROR, "interrupt %u: %s", line,
+			 strerrorname_np(-r));
+}
+
+/* ---- Device tree -------------------------------------------------------- */
+
+static int aia_fdt(struct irqchip *chip, void *fdt, uint32_t *phandle)
+{
+	struct aia *a = (struct aia *)chip;
+	uint32_t i, n = a->m->nvcpus;
+	fdt32_t ext[2 * VCPUS_MAX];
+	fdt64_t reg[2];
+	char node[32];
+	int e = 0;
+
+	for (i = 0; i < n; i++) {
+		ext[2 * i] = cpu_to_fdt32(AIA_PHANDLE_CPU + i);
+		ext[2 * i + 1] = cpu_to_fdt32(9);	/* supervisor external */
+	}
+	snprintf(node, sizeof(node), "interrupt-controller@%llx", MAP_IMSIC);
+	reg[0] = cpu_to_fdt64(MAP_IMSIC);
+	reg[1] = cpu_to_fdt64(0x1000ull * n);
+	e |= fdt_begin_node(fdt, node);
+	e |= fdt_property_string(fdt, "compatible", "riscv,imsics");
+	e |= fdt_property(fdt, "reg", reg, sizeof(reg));
+	e |= fdt_property(fdt, "interrupt-controller", NULL, 0);
+	e |= fdt_property_u32(fdt, "#interrupt-cells", 0);
+	e |= fdt_property(fdt, "msi-controller", NULL, 0);
+	e |= fdt_property_u32(fdt, "#msi-cells", 0);
+	e |= fdt_property_u32(fdt, "riscv,num-ids", AIA_NUM_IDS);
+	e |= fdt_property(fdt, "interrupts-extended", ext, (int)(2 * n * sizeof(ext[0])));
+	e |= fdt_property_u32(fdt, "phandle", AIA_PHANDLE);
+	e |= fdt_end_node(fdt);
+
+	snprintf(node, sizeof(node), "interrupt-controller@%llx", MAP_APLIC);
+	reg[0] = cpu_to_fdt64(MAP_APLIC);
+	reg[1] = cpu_to_fdt64(MAP_APLIC_SIZE);
+	e |= fdt_begin_node(fdt, node);
+	e |= fdt_property_string(fdt, "compatible", "riscv,aplic");
+	e |= fdt_property(fdt, "reg", reg, sizeof(reg));
+	e |= fdt_property(fdt, "interrupt-controller", NULL, 0);
+	e |= fdt_property_u32(fdt, "#interrupt-cells", 2);
+	e |= fdt_property_u32(fdt, "riscv,num-sources", AIA_NUM_SRCS);
+	e |= fdt_property_u32(fdt, "msi-parent", AIA_PHANDLE);
+	e |= fdt_property_u32(fdt, "phandle", AIA_PHANDLE + 1);
+	e |= fdt_end_node(fdt);
+	*phandle = AIA_PHANDLE + 1;
+	return e;
+}
+
+/* ---- Save and load ------------------------------------------------------ */
+
+static uint32_t aplic_get(struct aia *a, uint32_t off)
+{
+	uint32_t v = 0;
+
+	kvm_attr_get(a->fd, AIA_APLIC, off, &v);
+	return v;
+}
+
+static int aplic_set(struct aia *a, uint32_t off, uint32_t v)
+{
+	return kvm_attr_set(a->fd, AIA_APLIC, off, &v);
+}
+
+static void aia_save(struct irqchip *chip, struct writer *w)
+{
+	static const uint32_t imsic[] = { IMSIC_EIE0, IMSIC_EIP0, IMSIC_EITHRESHOLD,
+					  IMSIC_EIDELIVERY };
+	struct aia *a = (struct aia *)chip;
+	uint64_t v;
+	uint32_t i, k;
+
+	put_u32(w, AIA_NUM_SRCS);
+	put_u32(w, a->m->nvcpus);
+	put_u32(w, aplic_get(a, APLIC_INPUT));
+	for (i = 0; i < AIA_NUM_SRCS; i++) {
+		put_u32(w, aplic_get(a, APLIC_SOURCECFG + 4 * i));
+		put_u32(w, aplic_get(a, APLIC_TARGET + 4 * i));
+	}
+	put_u32(w, aplic_get(a, APLIC_SETIE));
+	put_u32(w, aplic_get(a, APLIC_SETIP));
+	put_u32(w, aplic_get(a, APLIC_DOMAINCFG));
+	for (i = 0; i < a->m->nvcpus; i++) {
+		for (k = 0; k < 4; k++) {
+			v = 0;
+			kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(i, imsic[k]), &v);
+			/* A file in memory gives its low word, sign-extended;
+			   identities from 32 on are never used. */
+			put_u32(w, (uint32_t)v);
+		}
+	}
+}
+
+static int aia_load(struct irqchip *chip, struct reader *r, struct vmm_error *err)
+{
+	struct aia *a = (struct aia *)chip;
+	uint32_t srcs = get_u32(r), harts = get_u32(r), input = get_u32(r);
+	uint32_t cfg[AIA_NUM_SRCS], target[AIA_NUM_SRCS], ie, ip, domain, i;
+	uint64_t v;
+	int e = 0;
+
+	if (srcs != AIA_NUM_SRCS || harts != a->m->nvcpus)
+		return fail(err, VMM_EVERSION,
+			    "interrupt controller with %u sources and %u harts, not %u and %u",
+			    srcs, harts, AIA_NUM_SRCS, a->m->nvcpus);
+	for (i = 0; i < srcs; i++) {
+		cfg[i] = get_u32(r);
+		target[i] = get_u32(r);
+	}
+	ie = get_u32(r);
+	ip = get_u32(r);
+	domain = get_u32(r);
+	for (i = 0; i < srcs; i++)
+		if (input >> (i + 1) & 1)
+			aia_line(chip, i + 1, 1);
+	for (i = 0; i < srcs; i++) {
+		if (!cfg[i])
+			continue;	/* as it is on a fresh controller */
+		e |= aplic_set(a, APLIC_SOURCECFG + 4 * i, cfg[i]);
+		e |= aplic_set(a, APLIC_TARGET + 4 * i, target[i]);
+	}
+	if (ie)
+		e |= aplic_set(a, APLIC_SETIE, ie);
+	if (ip)
+		e |= aplic_set(a, APLIC_SETIP, ip);
+	for (i = 0; i < harts; i++) {
+		static const uint32_t imsic[] = { IMSIC_EIE0, IMSIC_EIP0, IMSIC_EITHRESHOLD,
+						  IMSIC_EIDELIVERY };
+		uint32_t k;
+
+		for (k = 0; k < 4; k++) {
+			v = get_u32(r);
+			if (v)
+				e |= kvm_attr_set(a->fd, AIA_IMSIC, imsic_attr(i, imsic[k]), &v);
+		}
+	}
+	if (domain & APLIC_IE)
+		e |= aplic_set(a, APLIC_DOMAINCFG, domain);
+	if (e)
+		return fail(err, VMM_ESYS, "KVM refuses the state of the interrupt controller");
+	return reader_end(r, "the interrupt controller", err);
+}
+
+static void aia_free(struct irqchip *chip)
+{
+	struct aia *a = (struct aia *)chip;
+
+	close(a->fd);
+	free(a);
+}
+
+static const struct irqchip_ops aia_ops = {
+	.name	= "aia",
+	.line	= aia_line,
+	.fdt	= aia_fdt,
+	.save	= aia_save,
+	.load	= aia_load,
+	.free	= aia_free,
+};
+
+/* ---- Creation ----------------------------------------------------------- */
+
+/* mode is what KVM proposed: AUTO if there are guest interrupt files. */
+static void aia_choose(uint32_t mode, struct aia_choice *c)
+{
+	const uint32_t emul = 1u << VMM_IRQCHIP_AIA_EMUL;
+	const uint32_t hw = 1u << VMM_IRQCHIP_AIA_HWACCEL | 1u << VMM_IRQCHIP_AIA_AUTO;
+	unsigned int major = 0, minor = 0;
+	struct utsname u;
+
+	c->offered = c->sound = emul;
+	c->best = VMM_IRQCHIP_AIA_EMUL;
+	if (mode == AIA_MODE_EMUL) {
+		snprintf(c->note, sizeof(c->note),
+			 "EMUL: the host has no guest interrupt files, or its kernel is older than 6.11");
+		return;
+	}
+	c->offered |= hw;
+	if (uname(&u) < 0 || sscanf(u.release, "%u.%u", &major, &minor) != 2)
+		major = 0;
+	if (major > 6 || (major == 6 && minor >= 16)) {
+		c->sound |= hw;
+		c->best = VMM_IRQCHIP_AIA_AUTO;
+		snprintf(c->note, sizeof(c->note),
+			 "AUTO: guest interrupt files, and a kernel that does not lose their wake-ups");
+	} else {
+		snprintf(c->note, sizeof(c->note),
+			 "EMUL: Linux 6.11 to 6.15 lose wake-ups from guest interrupt files");
+	}
+}
+
+static int aia_config(struct aia *a, uint32_t mode, struct vmm_error *err)
+{
+	const uint32_t kvm_mode[] = { 0, AIA_MODE_EMUL, AIA_MODE_HWACCEL, AIA_MODE_AUTO };
+	uint32_t i, n = a->m->nvcpus, hart_bits = 0;
+	const uint32_t ids = AIA_NUM_IDS, srcs = AIA_NUM_SRCS;
+	uint64_t addr = MAP_APLIC;
+	int r;
+
+	while (n > 1u << hart_bits)
+		hart_bits++;
+	r = kvm_attr_set(a->fd, AIA_CONFIG, AIA_MODE, &kvm_mode[mode]);
+	if (r < 0)
+		return fail_sys(err, -r, "AIA mode %u", kvm_mode[mode]);
+	r = kvm_attr_set(a->fd, AIA_CONFIG, AIA_IDS, &ids);
+	if (r == 0)
+		r = kvm_attr_set(a->fd, AIA_CONFIG, AIA_SRCS, &srcs);
+	if (r == 0 && hart_bits)
+		r = kvm_attr_set(a->fd, AIA_CONFIG, AIA_HART_BITS, &hart_bits);
+	if (r == 0)
+		r = kvm_attr_set(a->fd, AIA_ADDR, 0, &addr);
+	for (i = 0; i < n && r == 0; i++) {
+		addr = MAP_IMSIC + 0x1000ull * i;
+		r = kvm_attr_set(a->fd, AIA_ADDR, 1 + i, &addr);
+	}
+	if (r == 0)
+		r = kvm_attr_set(a->fd, AIA_CTRL, 0, NULL);
+	return r < 0 ? fail_sys(err, -r, "in-kernel AIA for %u vCPUs", n) : 0;
+}
+
+int aia_create(struct machine *m, uint32_t mode, struct aia_choice *choice,
+	       struct vmm_error *err)
+{
+	struct aia_choice c = { 0 };
+	uint32_t proposed = AIA_MODE_EMUL;
+	struct aia *a;
+	int r;
+
+	a = calloc(1, sizeof(*a));
+	if (!a)
+		return fail(err, VMM_ENOMEM, "interrupt controller");
+	a->chip.ops = &aia_ops;
+	a->m = m;
+	a->fd = kvm_device(m->vm, KVM_DEV_AIA);
+	if (a->fd < 0) {
+		r = a->fd;
+		free(a);
+		if (r == -ENODEV)
+			return fail(err, VMM_ENOTSUP,
+				    "this host's KVM has no in-kernel AIA (the CPU lacks Ssaia)");
+		return fail_sys(err, -r, "in-kernel AIA");
+	}
+	m->irqchip = &a->chip;
+	kvm_attr_get(a->fd, AIA_CONFIG, AIA_MODE, &proposed);
+	aia_choose(proposed, &c);
+	if (choice)
+		*choice = c;
+	if (mode == VMM_IRQCHIP_DEFAULT)
+		mode = c.best;
+	if (!(c.offered & 1u << mode))
+		return fail(err, VMM_ENOTSUP,
+			    "interrupt controller mode %u: this host has no guest interrupt files",
+			    mode);
+	if (!(c.sound & 1u << mode))
+		log_line(&m->log, VMM_LOG_WARN,
+			 "interrupt controller mode %u is not sound on this host kernel; %s", mode,
+			 c.note);
+	return aia_config(a, mode, err);
+}
+
+int aia_narrow(struct machine *m)
+{
+	struct aia *a = (struct aia *)m->irqchip;
+	uint64_t v = 1ull << 40, back = 0;
+
+	if (kvm_attr_set(a->fd, AIA_IMSIC, imsic_attr(0, IMSIC_EIE0), &v) < 0 ||
+	    kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(0, IMSIC_EIE0), &back) < 0)
+		return 1;
+	v = 0;
+	kvm_attr_set(a->fd, AIA_IMSIC, imsic_attr(0, IMSIC_EIE0), &v);
+	return back != 1ull << 40;
+}
