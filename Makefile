@@ -1,0 +1,106 @@
+# vmm - a library that runs RISC-V virtual machines on KVM.
+#
+#	make			the library and the vmm tool, for this machine
+#	make ARCH=riscv64	the same, cross-built against the lab's root tree
+#	make help		every target
+#
+# Output goes to build/ARCH; nothing is written elsewhere but dist/ (amalgam).
+
+ARCH	?= $(shell uname -m)
+B	:= build/$(ARCH)$(if $(SAN),-san)
+PREFIX	?= /usr/local
+DESTDIR	?=
+LIBDIR	?= $(PREFIX)/lib
+
+VERSION	:= $(shell sed -n 's/^.define VMM_VERSION_[MP][AI][JNT][OC][RH] *//p; s/^.define VMM_VERSION_MINOR *//p' vmm.h | paste -sd.)
+SONAME	:= libvmm.so.$(firstword $(subst ., ,$(VERSION)))
+
+ifeq ($(ARCH),$(shell uname -m))
+PKG_CONFIG ?= pkg-config
+OBJCOPY	?= objcopy
+else
+include tests/lab/cross.mk
+CC	:= $(CROSS_CC)
+AR	:= $(CROSS_AR)
+LD	:= $(CROSS_LD)
+OBJCOPY	:= $(CROSS_OBJCOPY)
+PKG_CONFIG := $(CROSS_PKG_CONFIG)
+ARCH_CFLAGS := $(CROSS_CFLAGS)
+ARCH_LDFLAGS := $(CROSS_LDFLAGS)
+endif
+
+WARN	:= -Wall -Wextra -Wshadow -Wstrict-prototypes -Wmissing-prototypes \
+	-Wold-style-definition -Wpointer-arith -Wwrite-strings -Wcast-qual -Wundef -Wvla \
+	-Wformat=2 -Winit-self -Wredundant-decls -Wnested-externs -Wimplicit-fallthrough \
+	-Wconversion -Wswitch-enum
+ifneq ($(findstring clang,$(CC)),clang)
+WARN	+= -Wmaybe-uninitialized -Wlogical-op
+endif
+ifdef DEVELOPER
+WARN	+= -Werror
+endif
+
+OPT	?= -O2 -g -D_FORTIFY_SOURCE=2 -fstack-protector-strong
+ifdef SAN	# SAN=address,undefined or SAN=thread
+OPT	:= -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN)
+LDSAN	:= -fsanitize=$(SAN)
+endif
+
+PKGS	:= libfdt libzstd libxxhash zlib
+# libfdt has no .pc file in Debian.
+pkg	= $(shell $(PKG_CONFIG) $(1) $(filter-out libfdt,$(PKGS)) 2>/dev/null)
+CPPFLAGS += -D_GNU_SOURCE -DVMM_API='__attribute__((visibility("default")))'
+CFLAGS	:= -std=gnu11 $(OPT) -fvisibility=hidden -fno-common $(WARN) $(ARCH_CFLAGS) $(CFLAGS)
+LDFLAGS	:= $(ARCH_LDFLAGS) $(LDSAN) $(LDFLAGS)
+LIBS	:= -lfdt $(or $(call pkg,--libs),-lzstd -lxxhash -lz) -lpthread
+
+SRC	:= $(wildcard core/*.c riscv/*.c) vmm.c
+OBJ	:= $(SRC:%.c=$B/%.o)
+TESTS	:= $(wildcard tests/unit/test_*.c)
+UNIT	:= $(TESTS:tests/unit/%.c=$B/unit/%)
+
+.PHONY: all lib tool amalgam install uninstall clean help
+.SECONDARY:
+.DELETE_ON_ERROR:
+
+all: lib tool	## the library and the tool (default)
+
+lib: $B/libvmm.a $B/libvmm.so $B/vmm.pc	## libvmm.a, libvmm.so, vmm.pc
+
+$B/%.o: %.c
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -fPIC -MMD -MP -c -o $@ $<
+
+# One object, in which only what vmm.h declares is still a symbol.
+$B/libvmm.a: $(OBJ)
+	$(LD) -r -o $B/libvmm.o $(OBJ)
+	$(OBJCOPY) --localize-hidden $B/libvmm.o
+	rm -f $@
+	$(AR) rcs $@ $B/libvmm.o
+
+$B/libvmm.so: $(OBJ) vmm.map
+	$(CC) -shared -Wl,-soname,$(SONAME) -Wl,--version-script=vmm.map -Wl,-z,defs \
+		-Wl,-z,now -Wl,-z,relro -o $@ $(OBJ) $(LDFLAGS) $(LIBS)
+	ln -sf libvmm.so $B/$(SONAME)
+
+$B/vmm.pc: vmm.pc.in vmm.h
+	@mkdir -p $(@D)
+	sed -e 's,@PREFIX@,$(PREFIX),; s,@LIBDIR@,$(LIBDIR),; s,@VERSION@,$(VERSION),' $< > $@
+
+-include $(OBJ:.o=.d)
+
+# Programs that use vmm.h only.
+tool: $B/vmm	## the vmm command
+
+$B/vmm: examples/vmm.c $B/libvmm.a
+	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS)
+
+$B/examples/%: examples/%.c $B/libvmm.a
+	@mkdir -p $(@D)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS)
+
+clean:	## remove what was built, not what was downloaded
+	rm -rf build/$(ARCH) build/$(ARCH)-san dist
+
+help:	## this list
+	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1\t/p' Makefile | expand -t 20
