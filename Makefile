@@ -93,7 +93,7 @@ $B/vmm.pc: vmm.pc.in vmm.h
 tool: $B/vmm	## the vmm command
 
 $B/vmm: examples/vmm.c $B/libvmm.a
-	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS)
+	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS) -ljson-c
 
 $B/examples/%: examples/%.c $B/libvmm.a
 	@mkdir -p $(@D)
@@ -104,3 +104,55 @@ clean:	## remove what was built, not what was downloaded
 
 help:	## this list
 	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1\t/p' Makefile | expand -t 20
+
+# ---- Distribution ------------------------------------------------------------
+
+amalgam: dist/vmm.c	## dist/vmm.c and dist/vmm.h: the library as two files
+
+dist/vmm.c: $(SRC) $(wildcard core/*.h riscv/*.h virtio/*.h snapshot/*.h) vmm.h core/amalgam.awk
+	@mkdir -p dist
+	awk -v version=$(VERSION) -f core/amalgam.awk $(SRC) > $@
+	cp vmm.h vmm_guest.h dist/
+
+MAN	:= $(wildcard docs/man/*)
+
+install: all	## into DESTDIR and PREFIX (/usr/local)
+	install -d $(DESTDIR)$(PREFIX)/include $(DESTDIR)$(LIBDIR)/pkgconfig \
+		$(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	install -m 644 vmm.h vmm_guest.h $(DESTDIR)$(PREFIX)/include
+	install -m 644 $B/libvmm.a $(DESTDIR)$(LIBDIR)
+	install -m 755 $B/libvmm.so $(DESTDIR)$(LIBDIR)/libvmm.so.$(VERSION)
+	ln -sf libvmm.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
+	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libvmm.so
+	install -m 644 $B/vmm.pc $(DESTDIR)$(LIBDIR)/pkgconfig
+	install -m 755 $B/vmm $(DESTDIR)$(PREFIX)/bin
+	install -m 644 docs/vmm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmm
+	for m in $(MAN); do install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${m##*.} $$m; done
+
+uninstall:	## take away what install put there
+	rm -f $(DESTDIR)$(PREFIX)/include/vmm.h $(DESTDIR)$(PREFIX)/include/vmm_guest.h \
+		$(DESTDIR)$(LIBDIR)/libvmm.a $(DESTDIR)$(LIBDIR)/libvmm.so* \
+		$(DESTDIR)$(LIBDIR)/pkgconfig/vmm.pc $(DESTDIR)$(PREFIX)/bin/vmm \
+		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmm
+	for m in $(notdir $(MAN)); do rm -f $(DESTDIR)$(PREFIX)/share/man/man$${m##*.}/$$m; done
+
+# ---- Tests, demonstration, measurements ----------------------------------------
+
+-include tests/unit/unit.mk
+-include tests/kvm/kvm.mk
+-include bench/bench.mk
+
+.PHONY: check demo lab-shell size
+check:	## set everything up and run every test, native and on KVM
+	tests/check
+
+demo:	## set everything up and boot two kernels on KVM, to be seen
+	examples/demo
+
+lab-shell:	## a shell in the emulated RISC-V host
+	tests/lab/setup
+	tests/lab/shell
+
+size:	## lines of each file, bytes of the library
+	@wc -l vmm.h $(SRC) | sort -n
+	@size $B/libvmm.so 2>/dev/null || true

@@ -26,20 +26,6 @@ int bus_add(struct bus *bus, uint64_t gpa, uint64_t size, const struct bus_ops *
 	return 0;
 }
 
-void bus_remove(struct bus *bus, uint64_t gpa)
-{
-	unsigned int i;
-
-	for (i = 0; i < bus->nregions; i++) {
-		if (bus->region[i].gpa != gpa)
-			continue;
-		bus->nregions--;
-		memmove(&bus->region[i], &bus->region[i + 1],
-			(bus->nregions - i) * sizeof(bus->region[0]));
-		return;
-	}
-}
-
 static const struct bus_region *bus_find(const struct bus *bus, uint64_t gpa, unsigned int len)
 {
 	unsigned int lo = 0, hi = bus->nregions;

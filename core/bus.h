@@ -32,7 +32,6 @@ struct bus {
 
 int bus_add(struct bus *bus, uint64_t gpa, uint64_t size, const struct bus_ops *ops, void *dev,
 	    struct vmm_error *err);
-void bus_remove(struct bus *bus, uint64_t gpa);
 
 /* 1 if a device answered, 0 if it was a hole. */
 int bus_read(struct bus *bus, uint64_t gpa, unsigned int len, uint64_t *val);
