@@ -45,7 +45,6 @@ struct vmm {
 	uint8_t		*fdt;		/* once it has been built */
 	size_t		fdt_len;
 	uint64_t	mark_ns;	/* where the present stage began */
-	uint64_t	setup_ns;
 };
 
 /* ---- Library ------------------------------------------------------------- */
@@ -231,11 +230,19 @@ static int build(struct vmm *vm, struct vmm_error *err)
 	return rc;
 }
 
-/* Kernel and initrd, into RAM that is all zeroes. */
+static uint64_t next_page(uint64_t gpa)
+{
+	return (gpa + 0xfff) & ~0xfffull;
+}
+
+/*
+ * Kernel and initrd, into RAM that is all zeroes.  They lie one behind the
+ * other, the device tree behind them (boot), so that few huge pages are
+ * touched.
+ */
 static int load(struct vmm *vm, struct vmm_error *err)
 {
 	const struct mem *mem = &vm->m.mem;
-	uint64_t top = mem->gpa + mem->size - FDT_ROOM;
 	char name[160];
 	int fd, rc;
 
@@ -246,16 +253,13 @@ static int load(struct vmm *vm, struct vmm_error *err)
 	close(fd);
 	if (rc)
 		return rc;
-	if (vm->image.end > top)
-		return fail(err, VMM_EFORMAT, "%s: leaves no room for the device tree in %llu MiB of RAM",
-			    name, (unsigned long long)(mem->size >> 20));
+	vm->initrd = next_page(vm->image.end);
 	vm->initrd_size = 0;
 	if (vm->cfg.initrd || vm->initrd_fd >= 0) {
 		fd = image_open(vm->cfg.initrd, vm->initrd_fd, "initrd", name, sizeof(name), err);
 		if (fd < 0)
 			return fd;
-		rc = image_initrd(mem, fd, name, vm->image.end, top, &vm->initrd,
-				  &vm->initrd_size, err);
+		rc = image_initrd(mem, fd, name, vm->initrd, &vm->initrd_size, err);
 		close(fd);
 	}
 	stage(vm, VMM_STAGE_LOAD);
@@ -388,7 +392,6 @@ int vmm_create(struct vmm **out, const struct vmm_config *config, struct vmm_err
 		vmm_free(vm);
 		return rc;
 	}
-	vm->setup_ns = clock_ns() - vm->mark_ns;
 	*out = vm;
 	return 0;
 }
@@ -495,13 +498,19 @@ int vmm_fdt(struct vmm *vm, void *buf, size_t cap, size_t *size, struct vmm_erro
 static int boot(struct vmm *vm, struct vmm_error *err)
 {
 	struct machine *m = &vm->m;
-	uint64_t gpa = m->mem.gpa + m->mem.size - FDT_ROOM, hart = 0;
+	uint64_t gpa = next_page(vm->initrd + vm->initrd_size), hart = 0;
 	int rc, fd = m->vcpu[0].fd;
+	void *p;
 
 	rc = make_fdt(vm, err);
 	if (rc)
 		return rc;
-	memcpy(mem_get(&m->mem, gpa, FDT_ROOM), vm->fdt, vm->fdt_len);
+	p = mem_get(&m->mem, gpa, vm->fdt_len);
+	if (!p)
+		return fail(err, VMM_EFORMAT,
+			    "kernel and initrd leave no room for the device tree in %llu MiB of RAM",
+			    (unsigned long long)(m->mem.size >> 20));
+	memcpy(p, vm->fdt, vm->fdt_len);
 	rc = kvm_reg_set(fd, CORE_PC, &vm->image.entry);
 	if (rc == 0)
 		rc = kvm_reg_set(fd, CORE_X(X_A0), &hart);
@@ -513,11 +522,10 @@ static int boot(struct vmm *vm, struct vmm_error *err)
 int vmm_start(struct vmm *vm, struct vmm_error *err)
 {
 	int rc = enter(vm, err), state;
-	uint64_t begin;
 
 	if (rc)
 		return rc;
-	begin = vm->mark_ns = clock_ns();
+	vm->mark_ns = clock_ns();
 	rc = expect(vm, 1u << VMM_NEW | 1u << VMM_PAUSED, "start", err);
 	if (rc)
 		return leave(vm, rc);
@@ -533,10 +541,8 @@ int vmm_start(struct vmm *vm, struct vmm_error *err)
 		rc = vcpus_start(&vm->m, err);
 	if (rc && state == VMM_NEW)
 		loop_stop(&vm->m.loop);
-	if (rc == 0 && state == VMM_NEW) {
+	if (rc == 0 && state == VMM_NEW)
 		stage(vm, VMM_STAGE_START);
-		vm->setup_ns += vm->mark_ns - begin;
-	}
 	return leave(vm, rc);
 }
 
@@ -592,7 +598,6 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 	memset(m->stage_ns, 0, sizeof(m->stage_ns));
 	m->exit_code = m->first_run_ns = 0;
 	vm->mark_ns = clock_ns();
-	vm->setup_ns = 0;
 	rc = mem_clear(&m->mem, err);
 	if (rc == 0)
 		rc = build(vm, err);
@@ -701,8 +706,8 @@ int vmm_stat(struct vmm *vm, struct vmm_stats *out, struct vmm_error *err)
 	s.vcpus = vm->m.nvcpus;
 	s.memory = vm->m.mem.size;
 	s.memory_used = mem_used(&vm->m.mem);
-	memcpy(s.stage_ns, vm->m.stage_ns, sizeof(vm->m.stage_ns));
-	s.setup_ns = vm->setup_ns;
+	for (k = 0; k < VMM_STAGES; k++)
+		s.setup_ns += s.stage_ns[k] = vm->m.stage_ns[k];
 	for (i = 0; i < vm->m.nvcpus; i++) {
 		for (k = 0; k < VMM_EXIT_KERNEL; k++) {
 			n = __atomic_load_n(&vm->m.vcpu[i].exits[k], __ATOMIC_RELAXED);

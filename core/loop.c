@@ -77,6 +77,7 @@ static void *loop_main(void *arg)
 	uint64_t count;
 	int n;
 
+	thread_name(l->name);
 	loop_lock(l);
 	while (!l->quit || l->lingering) {
 		int timeout = l->quit ? LINGER_MS : -1;
@@ -123,7 +124,7 @@ static int loop_thread(struct loop *l)
 
 	if (l->alive || !l->started || l->epfd < 0)
 		return 0;
-	r = thread_start(&l->thread, l->name, loop_main, l);
+	r = thread_start(&l->thread, loop_main, l);
 	if (r)
 		return -r;
 	l->alive = 1;

@@ -2,66 +2,50 @@
 /*
  * mem.c - guest RAM: see mem.h.
  *
- * The mapping is shared, so that what we and KVM write is in the memfd, where
- * a vhost-user process sees it and a snapshot can freeze it.  Address space is
- * reserved first with room to align: a 2 MiB page of the host can then back a
- * 2 MiB page of the guest.
+ * RAM is anonymous memory, in huge pages where the host has them.  A memfd
+ * would be nearer to what a snapshot and a vhost-user process want, but each
+ * of its pages costs four to six times what a page of this does, and is never
+ * huge on a host as Debian sets it up: a boot would take half as long again
+ * (docs/decisions/anonymous-ram.md).
+ *
+ * Address space is reserved with room to align: a 2 MiB page of the host can
+ * then back a 2 MiB page of the guest, and KVM map it at once.
  */
 #include <errno.h>
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/sendfile.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "mem.h"
 
 #define MEM_ALIGN	(2ull << 20)
+#define MEM_PAGE	4096u
 
 int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
 {
 	uint64_t total = size + MEM_TAIL, room = total + MEM_ALIGN;
 	uint8_t *p, *start;
-	int rc;
 
 	memset(m, 0, sizeof(*m));
 	m->gpa = gpa;
 	m->size = size;
-	m->fd = memfd_create("vmm-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (m->fd < 0)
-		return fail_sys(err, errno, "memfd for %llu MiB of guest RAM",
+	m->kind = MEM_ANON;
+	m->fd = -1;
+	p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+		 -1, 0);
+	if (p == MAP_FAILED)
+		return fail_sys(err, errno, "%llu MiB of guest RAM",
 				(unsigned long long)(size >> 20));
-	if (ftruncate(m->fd, (off_t)total) < 0) {
-		rc = fail_sys(err, errno, "guest RAM of %llu MiB", (unsigned long long)(size >> 20));
-		goto close_fd;
-	}
-	p = mmap(NULL, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	if (p == MAP_FAILED) {
-		rc = fail_sys(err, errno, "address space for %llu MiB of guest RAM",
-			      (unsigned long long)(size >> 20));
-		goto close_fd;
-	}
 	start = p + ((gpa - (uintptr_t)p) & (MEM_ALIGN - 1));
 	if (start > p)
 		munmap(p, (size_t)(start - p));
 	munmap(start + total, (size_t)(p + room - (start + total)));
-	if (mmap(start, total, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE | MAP_FIXED,
-		 m->fd, 0) == MAP_FAILED) {
-		rc = fail_sys(err, errno, "mapping %llu MiB of guest RAM",
-			      (unsigned long long)(size >> 20));
-		munmap(start, total);
-		goto close_fd;
-	}
-	/* A core dump of the host program is no place for a guest's RAM. */
+	/* A host without huge pages refuses the first; a core dump of the host
+	   program is no place for a guest's RAM. */
+	madvise(start, size, MADV_HUGEPAGE);
 	madvise(start, total, MADV_DONTDUMP);
 	m->hva = start;
 	return 0;
-
-close_fd:
-	close(m->fd);
-	m->fd = -1;
-	return rc;
 }
 
 void mem_fini(struct mem *m)
@@ -69,15 +53,57 @@ void mem_fini(struct mem *m)
 	if (!m->hva)
 		return;
 	munmap(m->hva, m->size + MEM_TAIL);
-	close(m->fd);
+	if (m->fd >= 0)
+		close(m->fd);
 	m->hva = NULL;
 }
 
 int mem_clear(struct mem *m, struct vmm_error *err)
 {
-	/* MADV_REMOVE punches the hole in the memfd, not just in the mapping. */
-	if (madvise(m->hva, m->size + MEM_TAIL, MADV_REMOVE) < 0)
-		return fail_sys(err, errno, "clearing guest RAM");
+	int r = mem_discard(m, m->hva, m->size + MEM_TAIL);
+
+	return r < 0 ? fail_sys(err, -r, "clearing guest RAM") : 0;
+}
+
+/* Copy all that is not zero into fd: holes stay holes. */
+static int mem_copy_out(const struct mem *m, int fd)
+{
+	static const uint8_t zero[MEM_PAGE];
+	uint64_t off, total = m->size + MEM_TAIL;
+
+	for (off = 0; off < total; off += MEM_PAGE) {
+		if (memcmp(m->hva + off, zero, MEM_PAGE) == 0)
+			continue;
+		if (pwrite(fd, m->hva + off, MEM_PAGE, (off_t)off) != MEM_PAGE)
+			return errno;
+	}
+	return 0;
+}
+
+int mem_share(struct mem *m, struct vmm_error *err)
+{
+	uint64_t total = m->size + MEM_TAIL;
+	int fd, r;
+
+	if (m->kind == MEM_SHARED)
+		return 0;
+	fd = memfd_create("vmm-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (fd < 0)
+		return fail_sys(err, errno, "memfd for guest RAM");
+	r = ftruncate(fd, (off_t)total) < 0 ? errno : mem_copy_out(m, fd);
+	if (!r && mmap(m->hva, total, PROT_READ | PROT_WRITE,
+		       MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED)
+		r = errno;
+	if (r) {
+		close(fd);
+		return fail_sys(err, r, "memfd of %llu MiB for guest RAM",
+				(unsigned long long)(m->size >> 20));
+	}
+	madvise(m->hva, total, MADV_DONTDUMP);
+	if (m->fd >= 0)
+		close(m->fd);
+	m->fd = fd;
+	m->kind = MEM_SHARED;
 	return 0;
 }
 
@@ -100,7 +126,7 @@ uint64_t mem_tail_gpa(const struct mem *m)
 	return m->gpa + m->size;
 }
 
-int mem_load(const struct mem *m, uint64_t gpa, int fd, int64_t off, uint64_t len,
+int mem_load(const struct mem *m, uint64_t gpa, int fd, uint64_t off, uint64_t len,
 	     const char *name, struct vmm_error *err)
 {
 	uint8_t *dst = mem_get(m, gpa, len);
@@ -111,20 +137,8 @@ int mem_load(const struct mem *m, uint64_t gpa, int fd, int64_t off, uint64_t le
 		return fail(err, VMM_EFORMAT, "%s: %llu bytes do not fit into %llu MiB of RAM",
 			    name, (unsigned long long)len, (unsigned long long)(m->size >> 20));
 	while (done < len) {
-		size_t want = len - done < (1u << 30) ? (size_t)(len - done) : 1u << 30;
-
-		if (off < 0) {
-			n = read(fd, dst + done, want);
-		} else {
-			off_t src = (off_t)(off + (int64_t)done);
-
-			/* The memfd's file offset is ours alone to move. */
-			if (lseek(m->fd, (off_t)(gpa - m->gpa + done), SEEK_SET) < 0)
-				return fail_sys(err, errno, "guest RAM");
-			n = sendfile(m->fd, fd, &src, want);
-			if (n < 0 && (errno == EINVAL || errno == ENOSYS))
-				n = pread(fd, dst + done, want, (off_t)(off + (int64_t)done));
-		}
+		/* Linux reads at most 2 GiB at once, and says how much. */
+		n = pread(fd, dst + done, len - done, (off_t)(off + done));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0)
@@ -137,11 +151,49 @@ int mem_load(const struct mem *m, uint64_t gpa, int fd, int64_t off, uint64_t le
 	return 0;
 }
 
+/*
+ * Where the pages of a file lie below, MADV_DONTNEED would bring back what the
+ * snapshot holds: fresh zero pages take their place instead.  (The price is a
+ * mapping more for each run of them: the kernel's limit on those can be met.)
+ */
+int mem_discard(struct mem *m, void *p, uint64_t len)
+{
+	uint64_t start = (uint64_t)((uint8_t *)p - m->hva), end = start + len;
+	int r;
+
+	start = (start + MEM_PAGE - 1) & ~(uint64_t)(MEM_PAGE - 1);
+	end &= ~(uint64_t)(MEM_PAGE - 1);
+	if (start >= end)
+		return 0;
+	if (m->kind == MEM_PRIVATE) {
+		/* Dropping a private page would show the frozen one again. */
+		if (mmap(m->hva + start, end - start, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
+			 0) == MAP_FAILED)
+			return -errno;
+		madvise(m->hva + start, end - start, MADV_DONTDUMP);
+		return 0;
+	}
+	/* MADV_REMOVE punches a hole into the memfd, not just into a mapping. */
+	r = madvise(m->hva + start, end - start,
+		    m->kind == MEM_SHARED ? MADV_REMOVE : MADV_DONTNEED);
+	return r < 0 ? -errno : 0;
+}
+
 uint64_t mem_used(const struct mem *m)
 {
-	struct stat st;
+	unsigned char vec[4096];
+	uint64_t off, n, i, pages = 0;
 
-	if (!m->hva || fstat(m->fd, &st) < 0)
+	if (!m->hva)
 		return 0;
-	return (uint64_t)st.st_blocks * 512;
+	for (off = 0; off < m->size; off += n * MEM_PAGE) {
+		n = (m->size - off) / MEM_PAGE;
+		n = n < sizeof(vec) ? n : sizeof(vec);
+		if (mincore(m->hva + off, n * MEM_PAGE, vec) < 0)
+			return 0;
+		for (i = 0; i < n; i++)
+			pages += vec[i] & 1;
+	}
+	return pages * MEM_PAGE;
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * mem.h - guest RAM: one memfd, one mapping, one memslot.
+ * mem.h - guest RAM: one mapping, one memslot.
  *
  * Behind the RAM, in the same mapping, lies a reserved tail of pages that
  * belong to the platform (the generation id).  The guest may read and write
@@ -13,15 +13,24 @@
 
 #define MEM_TAIL	65536u		/* bytes of platform pages behind the RAM */
 
+enum mem_kind {
+	MEM_ANON,			/* memory of this process */
+	MEM_SHARED,			/* a memfd, which others may map, too */
+	MEM_PRIVATE			/* copy on write over a frozen memfd */
+};
+
 struct mem {
 	uint64_t	gpa;		/* guest-physical address of RAM */
 	uint64_t	size;		/* bytes of RAM, without the tail */
 	uint8_t		*hva;		/* aligned as gpa is, modulo 2 MiB */
-	int		fd;		/* memfd of size + MEM_TAIL bytes */
+	int		cow;		/* it maps a file, copy-on-write: a snapshot */
 };
 
 int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err);
 void mem_fini(struct mem *m);
+
+/* Make RAM that nobody uses at the moment MEM_SHARED: for vhost-user. */
+int mem_share(struct mem *m, struct vmm_error *err);
 
 /* Give every page back to the host, so that all of it reads as zeroes. */
 int mem_clear(struct mem *m, struct vmm_error *err);
@@ -37,12 +46,17 @@ void *mem_tail(const struct mem *m);
 uint64_t mem_tail_gpa(const struct mem *m);
 
 /*
- * Copy len bytes of fd from offset off (-1: from where a pipe stands) to gpa,
- * by the kernel's hand where it can: no user mapping is faulted in.
- * VMM_EFORMAT if the file ends before, or if they do not fit.
+ * Copy len bytes of fd from offset off on to gpa.  VMM_EFORMAT if the file
+ * ends before, or if they do not fit.
  */
-int mem_load(const struct mem *m, uint64_t gpa, int fd, int64_t off, uint64_t len,
+int mem_load(const struct mem *m, uint64_t gpa, int fd, uint64_t off, uint64_t len,
 	     const char *name, struct vmm_error *err);
+
+/*
+ * Give the whole pages among len bytes at p, which mem_get() gave, back to the
+ * host; they read as zeroes then.  -errno if they stay as they are.
+ */
+int mem_discard(struct mem *m, void *p, uint64_t len);
 
 /* Bytes of RAM that are held in host memory. */
 uint64_t mem_used(const struct mem *m);

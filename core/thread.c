@@ -8,12 +8,13 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/prctl.h>
 
 #include "thread.h"
 
 #define STACK_SIZE	(256u << 10)
 
-int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
+int thread_start(pthread_t *t, void *(*fn)(void *), void *arg)
 {
 	pthread_attr_t attr;
 	sigset_t all, old;
@@ -30,7 +31,11 @@ int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg)
 	r = pthread_create(t, &attr, fn, arg);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	pthread_attr_destroy(&attr);
-	if (r == 0)
-		pthread_setname_np(*t, name);
 	return r;
+}
+
+void thread_name(const char *name)
+{
+	/* By itself: another thread's name is set through a file in /proc. */
+	prctl(PR_SET_NAME, name);
 }

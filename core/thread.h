@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * thread.h - a thread of ours: every signal blocked, named, joinable.
+ * thread.h - a thread of ours: every signal blocked, joinable.
  *
  * The host program's signal handlers therefore never run on our threads, and
  * a SIGPIPE or the kick of a vCPU stays pending instead of ending the process.
@@ -10,7 +10,10 @@
 
 #include <pthread.h>
 
-/* 0 or an errno value, as pthread_create().  name: at most 15 bytes. */
-int thread_start(pthread_t *t, const char *name, void *(*fn)(void *), void *arg);
+/* 0 or an errno value, as pthread_create(). */
+int thread_start(pthread_t *t, void *(*fn)(void *), void *arg);
+
+/* Name the calling thread, for those who look at it: 15 bytes count. */
+void thread_name(const char *name);
 
 #endif

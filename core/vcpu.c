@@ -259,8 +259,11 @@ static void *vcpu_main(void *arg)
 {
 	struct vcpu *v = arg;
 	struct machine *m = v->m;
+	char name[24];
 	int r;
 
+	snprintf(name, sizeof(name), "%.10s/%u", m->name, v->id);
+	thread_name(name);
 	for (;;) {
 		if ((__atomic_load_n(&v->run->immediate_exit, __ATOMIC_RELAXED) ||
 		     __atomic_load_n(&m->want, __ATOMIC_RELAXED) != WANT_RUN ||
@@ -342,7 +345,6 @@ static void vcpus_join(struct machine *m)
 
 int vcpus_start(struct machine *m, struct vmm_error *err)
 {
-	char name[24];
 	uint32_t i;
 	int r = 0;
 
@@ -354,8 +356,7 @@ int vcpus_start(struct machine *m, struct vmm_error *err)
 		if (v->threaded)
 			continue;
 		v->run->immediate_exit = 1;	/* its first look is at want */
-		snprintf(name, sizeof(name), "%.10s/%u", m->name, i);
-		r = thread_start(&v->thread, name, vcpu_main, v);
+		r = thread_start(&v->thread, vcpu_main, v);
 		if (r)
 			break;
 		v->threaded = 1;

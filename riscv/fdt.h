@@ -8,7 +8,7 @@
 #include "../core/machine.h"
 #include "isa.h"
 
-#define FDT_ROOM	(256u << 10)	/* bytes kept for it at the end of RAM */
+#define FDT_ROOM	(256u << 10)	/* bytes that it never exceeds */
 
 struct fdt_config {
 	const char	*cmdline;	/* or NULL */

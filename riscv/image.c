@@ -357,7 +357,7 @@ static int image_load_elf(const struct mem *mem, const struct image_file *f, str
 		if (ph.p_offset > f->size || ph.p_filesz > f->size - ph.p_offset)
 			return fail(err, VMM_EFORMAT, "%s: truncated: segment %u is not whole",
 				    f->name, i);
-		rc = mem_load(mem, ph.p_paddr, f->fd, (int64_t)ph.p_offset, ph.p_filesz, f->name,
+		rc = mem_load(mem, ph.p_paddr, f->fd, ph.p_offset, ph.p_filesz, f->name,
 			      err);
 		if (rc)
 			return rc;
@@ -446,9 +446,10 @@ int image_load(const struct mem *mem, int fd, const char *name, struct image *ou
 	return rc;
 }
 
-int image_initrd(const struct mem *mem, int fd, const char *name, uint64_t floor, uint64_t top,
-		 uint64_t *gpa, uint64_t *size, struct vmm_error *err)
+int image_initrd(const struct mem *mem, int fd, const char *name, uint64_t gpa, uint64_t *size,
+		 struct vmm_error *err)
 {
+	uint64_t room = mem->gpa + mem->size - gpa;
 	struct image_file f;
 	int rc;
 
@@ -456,15 +457,12 @@ int image_initrd(const struct mem *mem, int fd, const char *name, uint64_t floor
 	if (rc)
 		return rc;
 	*size = f.size;
-	if (top < floor || f.size > top - floor || ((top - f.size) & ~0xfffull) < floor) {
+	if (f.size > room)
 		rc = fail(err, VMM_EFORMAT,
 			  "%s: %llu KiB do not fit into RAM beside the kernel (%llu KiB free)", name,
-			  (unsigned long long)(f.size >> 10),
-			  (unsigned long long)(top < floor ? 0 : (top - floor) >> 10));
-	} else {
-		*gpa = (top - f.size) & ~0xfffull;
-		rc = mem_load(mem, *gpa, f.fd, 0, f.size, name, err);
-	}
+			  (unsigned long long)(f.size >> 10), (unsigned long long)(room >> 10));
+	else
+		rc = mem_load(mem, gpa, f.fd, 0, f.size, name, err);
 	close(f.fd);
 	return rc;
 }

@@ -21,9 +21,8 @@ int image_open(const char *path, int fd, const char *what, char *name, size_t ca
 int image_load(const struct mem *mem, int fd, const char *name, struct image *out,
 	       struct vmm_error *err);
 
-/* Load an initial RAM disk as high as it can be below top and not below floor;
-   *gpa and *size say where it is. */
-int image_initrd(const struct mem *mem, int fd, const char *name, uint64_t floor, uint64_t top,
-		 uint64_t *gpa, uint64_t *size, struct vmm_error *err);
+/* Load an initial RAM disk at gpa, a page's beginning; *size is its bytes. */
+int image_initrd(const struct mem *mem, int fd, const char *name, uint64_t gpa, uint64_t *size,
+		 struct vmm_error *err);
 
 #endif
