@@ -23,7 +23,8 @@ struct mem {
 	uint64_t	gpa;		/* guest-physical address of RAM */
 	uint64_t	size;		/* bytes of RAM, without the tail */
 	uint8_t		*hva;		/* aligned as gpa is, modulo 2 MiB */
-	int		cow;		/* it maps a file, copy-on-write: a snapshot */
+	enum mem_kind	kind;
+	int		fd;		/* the memfd, or -1 */
 };
 
 int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err);
