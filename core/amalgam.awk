@@ -27,7 +27,7 @@ function emit(file, private,    line, name)
 		}
 		# A prototype: a type at the margin, and a parenthesis.
 		if (private && line ~ /^[a-z].*\(/ && line !~ /^(static|typedef|extern|enum)/)
-			line = "static " line
+			line = "VMM_PRIVATE " line
 		print line
 	}
 	close(file)
@@ -54,6 +54,8 @@ BEGIN {
 	print "#ifndef _GNU_SOURCE"
 	print "#define _GNU_SOURCE"
 	print "#endif"
+	print "/* Some of what is private is there for the tests alone. */"
+	print "#define VMM_PRIVATE static __attribute__((unused))"
 	for (i = 1; i < ARGC; i++) {
 		if (ARGV[i] ~ /=/)
 			continue

@@ -22,6 +22,7 @@ struct irqchip;
 
 struct irqchip_ops {
 	const char	*name;		/* in logs and snapshots */
+	uint16_t	version;	/* of what save writes */
 	/* Raise or lower a wired line; any thread. */
 	void		(*line)(struct irqchip *chip, uint32_t line, int level);
 	/* Add the controller's nodes to the device tree being written at fdt;

@@ -34,6 +34,12 @@ void events_fini(struct events *q)
 	pthread_mutex_destroy(&q->lock);
 }
 
+/* Called with q->lock held; events_crowded() reads it without. */
+static void events_set_len(struct events *q, unsigned int len)
+{
+	__atomic_store_n(&q->len, len, __ATOMIC_RELAXED);
+}
+
 void events_push(struct events *q, uint32_t type, uint32_t vcpu, uint64_t value,
 		 const char *detail)
 {
@@ -50,8 +56,9 @@ void events_push(struct events *q, uint32_t type, uint32_t vcpu, uint64_t value,
 		ev->time_ns = clock_ns();
 		if (detail)
 			strncpy(ev->detail, detail, sizeof(ev->detail) - 1);
-		if (!q->len++ && write(q->fd, &one, sizeof(one)) < 0)
+		if (!q->len && write(q->fd, &one, sizeof(one)) < 0)
 			ev->time_ns = clock_ns();	/* cannot be: it was 0 */
+		events_set_len(q, q->len + 1);
 	}
 	pthread_cond_broadcast(&q->cond);
 	pthread_mutex_unlock(&q->lock);
@@ -59,8 +66,8 @@ void events_push(struct events *q, uint32_t type, uint32_t vcpu, uint64_t value,
 
 int events_crowded(struct events *q)
 {
-	/* Half of the queue is slack for vCPUs that are ringing just now. */
-	return __atomic_load_n(&q->len, __ATOMIC_RELAXED) >= EVENTS_MAX - 2;
+	/* The slack is for vCPUs that have looked and are ringing just now. */
+	return __atomic_load_n(&q->len, __ATOMIC_RELAXED) >= EVENTS_MAX - EVENTS_SLACK;
 }
 
 /* Called with q->lock held, when the last event has gone. */
@@ -90,7 +97,8 @@ void events_take(struct events *q, int timeout_ms, int (*more)(const void *arg),
 	if (q->len) {
 		*out = q->ring[q->head];
 		q->head = (q->head + 1) % EVENTS_MAX;
-		if (!--q->len)
+		events_set_len(q, q->len - 1);
+		if (!q->len)
 			events_quiet(q);
 	}
 	pthread_mutex_unlock(&q->lock);
@@ -108,6 +116,6 @@ void events_clear(struct events *q)
 	pthread_mutex_lock(&q->lock);
 	if (q->len)
 		events_quiet(q);
-	q->len = 0;
+	events_set_len(q, 0);
 	pthread_mutex_unlock(&q->lock);
 }

@@ -13,7 +13,8 @@
 
 #include "error.h"
 
-#define EVENTS_MAX	64
+#define EVENTS_MAX	128
+#define EVENTS_SLACK	65	/* a ring of each vCPU, and the end of the run */
 
 struct events {
 	pthread_mutex_t	lock;

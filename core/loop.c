@@ -13,10 +13,11 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include "clock.h"
 #include "loop.h"
 #include "thread.h"
 
-#define LINGER_MS	1000
+#define LINGER_MS	1000u
 
 int loop_init(struct loop *l, const char *name, struct vmm_error *err)
 {
@@ -74,21 +75,33 @@ static void loop_dispatch(struct loop *l)
 static void *loop_main(void *arg)
 {
 	struct loop *l = arg;
-	uint64_t count;
+	uint64_t count, now, moved = 0;
 	int n;
 
 	thread_name(l->name);
 	loop_lock(l);
 	while (!l->quit || l->lingering) {
-		int timeout = l->quit ? LINGER_MS : -1;
+		int timeout = -1;
 
+		if (l->quit) {
+			now = clock_ns() / 1000000;
+			moved = moved ? moved : now;
+			if (now - moved >= LINGER_MS)
+				break;
+			timeout = (int)(moved + LINGER_MS - now);
+		}
+		l->struck = 0;
 		loop_unlock(l);
 		n = epoll_wait(l->epfd, l->batch, LOOP_BATCH, timeout);
 		loop_lock(l);
-		if (n == 0)		/* quitting, and no output moves */
-			break;
+		/* What was struck out meanwhile may be in the batch, and its
+		   owner gone: fetch it again, now that nobody can. */
+		if (l->struck)
+			n = epoll_wait(l->epfd, l->batch, LOOP_BATCH, 0);
 		l->nbatch = n > 0 ? n : 0;
 		for (n = 0; n < l->nbatch; n++) {
+			if (l->batch[n].events & EPOLLOUT)
+				moved = 0;
 			if (l->batch[n].data.ptr != l)
 				continue;
 			/* wakefd: only there to end the wait. */
@@ -235,6 +248,7 @@ void loop_del(struct loop *l, struct io *io)
 		return;
 	epoll_ctl(l->epfd, EPOLL_CTL_DEL, io->fd, NULL);
 	io->watched = 0;
+	l->struck = 1;
 	for (i = 0; i < l->nbatch; i++)
 		if (l->batch[i].data.ptr == io)
 			l->batch[i].data.ptr = NULL;

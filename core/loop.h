@@ -38,6 +38,7 @@ struct loop {
 	int		held;		/* and it does */
 	int		quit;
 	int		lingering;	/* watched fds with output to finish */
+	int		struck;		/* loop_del() since the last wait began */
 	struct epoll_event batch[LOOP_BATCH];
 	int		nbatch;
 };

@@ -12,16 +12,19 @@
  * then back a 2 MiB page of the guest, and KVM map it at once.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "mem.h"
+#include "pagemap.h"
 
 #define MEM_ALIGN	(2ull << 20)
 #define MEM_PAGE	4096u
 
-int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
+/* Address space for RAM, aligned; what it maps is laid over it. */
+static int mem_reserve(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
 {
 	uint64_t total = size + MEM_TAIL, room = total + MEM_ALIGN;
 	uint8_t *p, *start;
@@ -40,11 +43,45 @@ int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
 	if (start > p)
 		munmap(p, (size_t)(start - p));
 	munmap(start + total, (size_t)(p + room - (start + total)));
+	m->hva = start;
+	return 0;
+}
+
+int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
+{
+	int rc = mem_reserve(m, gpa, size, err);
+
+	if (rc)
+		return rc;
 	/* A host without huge pages refuses the first; a core dump of the host
 	   program is no place for a guest's RAM. */
-	madvise(start, size, MADV_HUGEPAGE);
-	madvise(start, total, MADV_DONTDUMP);
-	m->hva = start;
+	madvise(m->hva, size, MADV_HUGEPAGE);
+	madvise(m->hva, size + MEM_TAIL, MADV_DONTDUMP);
+	return 0;
+}
+
+int mem_init_private(struct mem *m, uint64_t gpa, uint64_t size, int fd, struct vmm_error *err)
+{
+	int rc = mem_reserve(m, gpa, size, err);
+
+	if (rc)
+		return rc;
+	m->kind = MEM_PRIVATE;
+	m->fd = fd;
+	rc = mem_rewind(m, err);
+	if (rc)
+		mem_fini(m);
+	return rc;
+}
+
+int mem_rewind(struct mem *m, struct vmm_error *err)
+{
+	/* Anew, rather than dropping pages: parts may have been discarded. */
+	if (mmap(m->hva, m->size + MEM_TAIL, PROT_READ | PROT_WRITE,
+		 MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, m->fd, 0) == MAP_FAILED)
+		return fail_sys(err, errno, "mapping %llu MiB of guest RAM",
+				(unsigned long long)(m->size >> 20));
+	madvise(m->hva, m->size + MEM_TAIL, MADV_DONTDUMP);
 	return 0;
 }
 
@@ -53,7 +90,7 @@ void mem_fini(struct mem *m)
 	if (!m->hva)
 		return;
 	munmap(m->hva, m->size + MEM_TAIL);
-	if (m->fd >= 0)
+	if (m->kind == MEM_SHARED)
 		close(m->fd);
 	m->hva = NULL;
 }
@@ -65,43 +102,119 @@ int mem_clear(struct mem *m, struct vmm_error *err)
 	return r < 0 ? fail_sys(err, -r, "clearing guest RAM") : 0;
 }
 
-/* Copy all that is not zero into fd: holes stay holes. */
-static int mem_copy_out(const struct mem *m, int fd)
+struct mem_copying {
+	const struct mem *m;
+	int		fd;
+};
+
+/* Copy what is not zero of a run of pages; but a zero page that was copied
+   before must become one again. */
+static int mem_copy_run(void *arg, size_t off, size_t len)
 {
 	static const uint8_t zero[MEM_PAGE];
-	uint64_t off, total = m->size + MEM_TAIL;
+	const struct mem_copying *c = arg;
+	const uint8_t *p = c->m->hva;
+	size_t end = off + len, run;
 
-	for (off = 0; off < total; off += MEM_PAGE) {
-		if (memcmp(m->hva + off, zero, MEM_PAGE) == 0)
-			continue;
-		if (pwrite(fd, m->hva + off, MEM_PAGE, (off_t)off) != MEM_PAGE)
-			return errno;
+	while (off < end) {
+		while (off < end && c->m->kind != MEM_PRIVATE &&
+		       memcmp(p + off, zero, MEM_PAGE) == 0)
+			off += MEM_PAGE;
+		run = off;
+		while (run < end && (c->m->kind == MEM_PRIVATE ||
+				     memcmp(p + run, zero, MEM_PAGE) != 0))
+			run += MEM_PAGE;
+		while (off < run) {
+			ssize_t n = pwrite(c->fd, p + off, run - off, (off_t)off);
+
+			if (n < 0 && errno != EINTR)
+				return errno;
+			off += n > 0 ? (size_t)n : 0;
+		}
 	}
 	return 0;
 }
 
+/* What a file holds, as seen through the mapping: a part may be discarded. */
+static int mem_copy_file(const struct mem_copying *c)
+{
+	off_t data = 0, hole, end = (off_t)(c->m->size + MEM_TAIL);
+	int r = 0;
+
+	while (r == 0 && data < end) {
+		data = lseek(c->m->fd, data, SEEK_DATA);
+		if (data < 0)
+			return errno == ENXIO ? 0 : errno;
+		hole = lseek(c->m->fd, data, SEEK_HOLE);
+		if (hole < 0)
+			return errno;
+		r = mem_copy_run((void *)(uintptr_t)c, (size_t)data, (size_t)(hole - data));
+		data = hole;
+	}
+	return r;
+}
+
+/* Everything that is not zero into fd, an empty memfd. */
+static int mem_copy_out(const struct mem *m, int fd)
+{
+	struct mem_copying c = { m, fd };
+	int r = m->kind == MEM_ANON ? 0 : mem_copy_file(&c);
+
+	if (r == 0 && m->kind != MEM_SHARED)
+		r = pagemap_own(m->hva, m->size + MEM_TAIL, mem_copy_run, &c);
+	if (r == -ENOTTY || r == -EINVAL)	/* an old kernel: look at it all */
+		r = mem_copy_run(&c, 0, m->size + MEM_TAIL);
+	return r < 0 ? -r : r;
+}
+
+static int mem_memfd(const struct mem *m, int *fd, struct vmm_error *err)
+{
+	int r;
+
+	*fd = memfd_create("vmm-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	if (*fd < 0)
+		return fail_sys(err, errno, "memfd for guest RAM");
+	r = ftruncate(*fd, (off_t)(m->size + MEM_TAIL)) < 0 ? errno : mem_copy_out(m, *fd);
+	if (!r)
+		return 0;
+	close(*fd);
+	*fd = -1;
+	return fail_sys(err, r, "memfd of %llu MiB for guest RAM",
+			(unsigned long long)(m->size >> 20));
+}
+
+int mem_copy(const struct mem *m, int *fd, struct vmm_error *err)
+{
+	int rc = mem_memfd(m, fd, err);
+
+	if (rc == 0)
+		mem_seal(*fd);
+	return rc;
+}
+
+void mem_seal(int fd)
+{
+	/* Of a memfd that nobody maps for writing this cannot fail. */
+	fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL);
+}
+
 int mem_share(struct mem *m, struct vmm_error *err)
 {
-	uint64_t total = m->size + MEM_TAIL;
-	int fd, r;
+	int fd, rc;
 
 	if (m->kind == MEM_SHARED)
 		return 0;
-	fd = memfd_create("vmm-ram", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	if (fd < 0)
-		return fail_sys(err, errno, "memfd for guest RAM");
-	r = ftruncate(fd, (off_t)total) < 0 ? errno : mem_copy_out(m, fd);
-	if (!r && mmap(m->hva, total, PROT_READ | PROT_WRITE,
-		       MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED)
-		r = errno;
-	if (r) {
+	rc = mem_memfd(m, &fd, err);
+	if (rc)
+		return rc;
+	if (mmap(m->hva, m->size + MEM_TAIL, PROT_READ | PROT_WRITE,
+		 MAP_SHARED | MAP_NORESERVE | MAP_FIXED, fd, 0) == MAP_FAILED) {
+		rc = fail_sys(err, errno, "mapping %llu MiB of guest RAM",
+			      (unsigned long long)(m->size >> 20));
 		close(fd);
-		return fail_sys(err, r, "memfd of %llu MiB for guest RAM",
-				(unsigned long long)(m->size >> 20));
+		return rc;
 	}
-	madvise(m->hva, total, MADV_DONTDUMP);
-	if (m->fd >= 0)
-		close(m->fd);
+	madvise(m->hva, m->size + MEM_TAIL, MADV_DONTDUMP);
 	m->fd = fd;
 	m->kind = MEM_SHARED;
 	return 0;

@@ -24,11 +24,29 @@ struct mem {
 	uint64_t	size;		/* bytes of RAM, without the tail */
 	uint8_t		*hva;		/* aligned as gpa is, modulo 2 MiB */
 	enum mem_kind	kind;
-	int		fd;		/* the memfd, or -1 */
+	int		fd;		/* the memfd, or -1; MEM_PRIVATE: not ours */
 };
 
 int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err);
 void mem_fini(struct mem *m);
+
+/*
+ * The same, as a private view of fd, which has size + MEM_TAIL bytes, does not
+ * change, and stays the caller's, who keeps it open.
+ */
+int mem_init_private(struct mem *m, uint64_t gpa, uint64_t size, int fd, struct vmm_error *err);
+
+/* Back to what fd holds. */
+int mem_rewind(struct mem *m, struct vmm_error *err);
+
+/*
+ * A memfd with what RAM and tail hold now, sealed against any change; holes
+ * where they are zero.  Nobody writes to RAM meanwhile.
+ */
+int mem_copy(const struct mem *m, int *fd, struct vmm_error *err);
+
+/* Let nobody change a memfd from now on. */
+void mem_seal(int fd);
 
 /* Make RAM that nobody uses at the moment MEM_SHARED: for vhost-user. */
 int mem_share(struct mem *m, struct vmm_error *err);

@@ -15,7 +15,7 @@
 struct writer {
 	uint8_t		*data;		/* free() it */
 	size_t		len, cap;
-	int		failed;		/* ran out of memory */
+	int		failed;		/* no memory, or nothing to write */
 };
 
 void put_bytes(struct writer *w, const void *p, size_t n);

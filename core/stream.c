@@ -13,22 +13,28 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include "stream.h"
 
-/* A descriptor of our own for fd, non-blocking where that is possible. */
+/*
+ * A descriptor of our own for fd, non-blocking where that is possible.  The
+ * master of a pseudo-terminal is not opened anew: its name stands for another
+ * one.
+ */
 static int stream_dup(int fd, int flags)
 {
 	char path[32];
 	struct stat st;
-	int new;
+	int new, pty;
 
 	if (fstat(fd, &st) < 0)
 		return -errno;
-	if (S_ISFIFO(st.st_mode) || S_ISCHR(st.st_mode)) {
+	if (S_ISFIFO(st.st_mode) ||
+	    (S_ISCHR(st.st_mode) && ioctl(fd, TIOCGPTN, &pty) < 0)) {
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 		new = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 		if (new >= 0)
@@ -36,6 +42,18 @@ static int stream_dup(int fd, int flags)
 	}
 	new = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	return new < 0 ? -errno : new;
+}
+
+/* Without blocking, a ready descriptor takes so many bytes at once: all, of one
+   that does not block; what a pipe that is ready has room for; of a terminal
+   it is just one. */
+static size_t stream_step(int fd)
+{
+	struct stat st;
+
+	if (fcntl(fd, F_GETFL) & O_NONBLOCK)
+		return STREAM_BUF;
+	return fstat(fd, &st) < 0 || S_ISCHR(st.st_mode) ? 1 : 512;
 }
 
 static void stream_in(void *arg, uint32_t events)
@@ -60,11 +78,10 @@ static size_t stream_push(struct stream *s, const uint8_t *p, size_t n)
 	while (done < n) {
 		r = send(s->out.fd, p + done, n - done, MSG_DONTWAIT | MSG_NOSIGNAL);
 		if (r < 0 && errno == ENOTSOCK) {
-			/* Where it could not be opened anew: small writes to
-			   a ready descriptor are the best there is. */
 			if (poll(&pfd, 1, 0) <= 0)
 				break;
-			r = write(s->out.fd, p + done, n - done < 512 ? n - done : 512);
+			r = write(s->out.fd, p + done,
+				  n - done < s->step ? n - done : s->step);
 		}
 		if (r < 0 && errno == EINTR)
 			continue;
@@ -127,6 +144,12 @@ int stream_open(struct stream *s, struct loop *loop, int in_fd, int out_fd,
 			return fail_sys(err, -r, "console output, descriptor %d", out_fd);
 		}
 		s->out.fd = r;
+		s->step = stream_step(r);
+		s->buf = malloc(STREAM_BUF);
+		if (!s->buf) {
+			stream_close(s);
+			return fail(err, VMM_ENOMEM, "memory for console output");
+		}
 	}
 	return 0;
 }
@@ -164,11 +187,6 @@ size_t stream_write(struct stream *s, const void *data, size_t n)
 		done = stream_push(s, p, n);
 	if (done == n)
 		return n;
-	if (!s->buf) {
-		s->buf = malloc(STREAM_BUF);
-		if (!s->buf)
-			return done;	/* the guest tries again */
-	}
 	while (done < n && s->len < STREAM_BUF) {
 		tail = (s->head + s->len) % STREAM_BUF;
 		run = tail < s->head ? s->head - tail : STREAM_BUF - tail;
@@ -183,19 +201,24 @@ size_t stream_write(struct stream *s, const void *data, size_t n)
 		else
 			stream_out(s, 0);
 	}
-	s->starved = done < n;
+	s->starved = stream_room(s) < STREAM_LOW;
 	return done;
 }
 
 size_t stream_read(struct stream *s, void *data, size_t n)
 {
+	struct pollfd pfd = { .fd = s->in.fd, .events = POLLIN };
 	ssize_t r;
 
-	if (s->in.fd < 0 || s->eof)
+	/* To read 0 bytes looks like the end of a file. */
+	if (s->in.fd < 0 || s->eof || !n)
 		return 0;
 	r = recv(s->in.fd, data, n, MSG_DONTWAIT);
-	if (r < 0 && errno == ENOTSOCK)
+	if (r < 0 && errno == ENOTSOCK) {
+		if (poll(&pfd, 1, 0) <= 0)
+			return 0;
 		r = read(s->in.fd, data, n);
+	}
 	if (r > 0)
 		return (size_t)r;
 	if (r < 0 && (errno == EAGAIN || errno == EINTR))
@@ -205,18 +228,23 @@ size_t stream_read(struct stream *s, void *data, size_t n)
 	return 0;
 }
 
-void stream_want(struct stream *s, int wanted)
+int stream_want(struct stream *s, int wanted)
 {
+	int r = 0;
+
 	s->wanted = wanted;
 	if (s->in.fd < 0 || s->eof)
-		return;
-	if (wanted && !s->in.watched && !s->always)
-		s->always = loop_add(s->loop, &s->in, EPOLLIN) == -EPERM;
-	else if (!wanted)
+		return 0;
+	if (wanted && !s->in.watched && !s->always) {
+		r = loop_add(s->loop, &s->in, EPOLLIN);
+		s->always = r == -EPERM;
+	} else if (!wanted) {
 		loop_del(s->loop, &s->in);
+	}
 	if (s->always && !s->inside) {
 		s->inside = 1;		/* on_input may want again */
 		stream_in(s, EPOLLIN);
 		s->inside = 0;
 	}
+	return s->always ? 0 : r;
 }

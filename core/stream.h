@@ -15,15 +15,17 @@
 #include "loop.h"
 
 #define STREAM_BUF	65536u	/* bytes of output kept, at most */
+#define STREAM_LOW	64u	/* less room than this is scarce */
 
 struct stream {
 	struct loop	*loop;
 	struct io	in, out;	/* fd -1: nothing comes, all is dropped */
 	void		(*on_input)(void *arg);	/* stream_read() may give bytes */
-	void		(*on_room)(void *arg);	/* there is room after a time of none */
+	void		(*on_room)(void *arg);	/* there is plenty, after it was scarce */
 	void		*arg;
 	uint8_t		*buf;		/* output not yet written, a ring */
 	size_t		head, len;
+	size_t		step;		/* bytes a ready descriptor takes */
 	int		always;		/* input is a file: always ready */
 	int		wanted, eof, starved, inside;
 };
@@ -47,7 +49,8 @@ size_t stream_write(struct stream *s, const void *data, size_t n);
 /* Returns the bytes read; 0 if there are none now. */
 size_t stream_read(struct stream *s, void *data, size_t n);
 
-/* Whether on_input is to be called when there is input. */
-void stream_want(struct stream *s, int wanted);
+/* Whether on_input is to be called when there is input.  -errno if it will not
+   be; that can only be the first time. */
+int stream_want(struct stream *s, int wanted);
 
 #endif

@@ -27,6 +27,8 @@
 #include "machine.h"
 #include "thread.h"
 
+_Static_assert(EVENTS_SLACK > VCPUS_MAX, "every vCPU may ring once too often");
+
 static int vcpu_signal(void)
 {
 	return SIGRTMIN;
@@ -244,8 +246,9 @@ static void vcpu_exit(struct vcpu *v)
 static void vcpu_run_failed(struct vcpu *v, int os_errno)
 {
 	/* What KVM cannot emulate is the guest's doing: an instruction fetched
-	   from where there is no RAM, an atomic access to a device. */
-	if (os_errno == EOPNOTSUPP || os_errno == ENXIO)
+	   from where there is no RAM, an atomic access to a device, one that is
+	   not aligned. */
+	if (os_errno == EOPNOTSUPP || os_errno == ENXIO || os_errno == EIO)
 		machine_halt(v->m, VMM_EV_CRASH, v->id, (uint64_t)os_errno,
 			     "vCPU %u did what cannot be emulated, such as a jump to where no RAM is",
 			     v->id);
