@@ -1,0 +1,383 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * snapparts.c - the parts of a snapshot file as they are written: header,
+ * state, groups, index, working set, footer (docs/snapshot-format.md).
+ *
+ * Whoever writes a file (snapwrite.c, snapmerge.c) puts the parts in order;
+ * here each gets its bytes, its hash, and its place in the footer and in the
+ * manifest.  Nothing here asks how a frame was compressed, but for the working
+ * set, which is small and compressed on the spot.
+ */
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <xxhash.h>
+#include <zstd.h>
+
+#include "snapfile.h"
+
+#define SNAPPARTS_WS_LEVEL	(-1)	/* decodes fastest, by a third */
+
+static int snapparts_nomem(const struct snap_out *o, struct vmm_error *err)
+{
+	return fail(err, VMM_ENOMEM, "%s: out of memory", o->name);
+}
+
+/* ---- Metadata frames ---------------------------------------------------- */
+
+static void snapparts_begin(struct snap_out *o, const char *tag)
+{
+	o->meta.len = 0;
+	o->meta.failed = 0;
+	put_u32(&o->meta, SNAP_MAGIC);
+	put_u32(&o->meta, 0);
+	put_bytes(&o->meta, tag, 8);
+}
+
+/* manifest: whether the frame is part of what the snapshot is. */
+static int snapparts_end(struct snap_out *o, int manifest, struct vmm_error *err)
+{
+	struct writer *w = &o->meta;
+	size_t total = w->len + SNAP_HASH_SIZE;
+	uint32_t size = (uint32_t)(total - 8);
+
+	if (total - 8 > UINT32_MAX)
+		return fail(err, VMM_ENOTSUP, "%s: too much RAM or state for this format", o->name);
+	if (!w->failed)
+		memcpy(w->data + offsetof(struct snap_frame, size), &size, sizeof(size));
+	put_u64(w, w->failed ? 0 : snap_hash(w->data, w->len));
+	if (w->failed)
+		return snapparts_nomem(o, err);
+	if (manifest)
+		XXH3_128bits_update(o->manifest, w->data, w->len);
+	return snap_out_put(o, w->data, w->len, err);
+}
+
+static void snapparts_pad(struct writer *w, size_t n)
+{
+	put_bytes(w, (const char[8]){ 0 }, (8 - n % 8) % 8);
+}
+
+static void snapparts_section(struct writer *w, const char *name, uint16_t version,
+			      uint16_t flags, const void *data, size_t len)
+{
+	struct snap_section_head h = { .version = version, .flags = flags, .len = (uint32_t)len };
+
+	snprintf(h.name, sizeof(h.name), "%s", name);
+	put_bytes(w, &h, sizeof(h));
+	put_bytes(w, data, len);
+	snapparts_pad(w, len);
+}
+
+/* ---- Header and state --------------------------------------------------- */
+
+/* The path of the absolute file seen from the absolute directory dir. */
+static char *snapparts_relative(const char *dir, const char *file)
+{
+	size_t i, common = 0, ups = 0;
+	char *out, *p;
+
+	if (!dir)
+		return strdup(file);
+	for (i = 0; dir[i] && dir[i] == file[i]; i++)
+		if (dir[i] == '/')
+			common = i + 1;
+	/* All of dir, and a whole name. */
+	if (!dir[i] && file[i] == '/')
+		common = i + 1;
+	for (i = common; i < strlen(dir); i++)
+		ups += i == common || dir[i - 1] == '/';
+	p = out = malloc(3 * ups + strlen(file + common) + 1);
+	if (!out)
+		return NULL;
+	while (ups--)
+		p = stpcpy(p, "../");
+	strcpy(p, file + common);
+	return out;
+}
+
+static int snapparts_layer(struct snap_out *o, struct writer *w, const uint8_t *uuid,
+			   const uint8_t *manifest, const char *file, struct vmm_error *err)
+{
+	struct snap_layer_head h = { .zero32 = 0 };
+	char *path = snapparts_relative(o->dir, file);
+
+	if (!path)
+		return snapparts_nomem(o, err);
+	if (strlen(path) >= PATH_MAX) {
+		free(path);
+		return fail(err, VMM_EINVAL, "%s: parent %s: path too long", o->name, file);
+	}
+	memcpy(h.uuid, uuid, 16);
+	memcpy(h.manifest, manifest, 16);
+	h.path_len = (uint32_t)strlen(path);
+	put_bytes(w, &h, sizeof(h));
+	put_bytes(w, path, h.path_len);
+	snapparts_pad(w, h.path_len);
+	free(path);
+	return 0;
+}
+
+/* The parent, and what it stands on. */
+static int snapparts_layers(struct snap_out *o, const struct snapfile *parent,
+			    struct vmm_error *err)
+{
+	struct writer w = { 0 };
+	const struct snap_layer *l;
+	uint32_t i;
+	int rc;
+
+	rc = snapparts_layer(o, &w, parent->footer.uuid, parent->footer.manifest, parent->real, err);
+	for (i = 0; i < parent->nlayers && !rc; i++) {
+		l = &parent->layers[i];
+		rc = snapparts_layer(o, &w, l->head.uuid, l->head.manifest, l->real, err);
+	}
+	if (!rc && w.failed)
+		rc = snapparts_nomem(o, err);
+	if (!rc)
+		snapparts_section(&o->meta, "layers", 1, SNAP_MUST_UNDERSTAND, w.data, w.len);
+	free(w.data);
+	return rc;
+}
+
+static int snapparts_check(const struct snap_out *o, const struct snap_image *image,
+			   const struct snapfile *parent, struct vmm_error *err)
+{
+	const struct snap_section *s = image->sections;
+	uint64_t sum = 0, size = image->ram.size;
+	uint32_t i, j;
+
+	for (i = 0; i < image->nregions; i++)
+		sum += image->regions[i].size;
+	if (!size || size % SNAP_PAGE || size > SNAP_RAM_MAX || sum != size ||
+	    image->nregions > SNAP_REGIONS_MAX)
+		return fail(err, VMM_EINVAL, "%s: RAM map of %llu bytes for %llu bytes of RAM",
+			    o->name, (unsigned long long)sum, (unsigned long long)size);
+	if (image->nsections > SNAP_SECTIONS_MAX)
+		return fail(err, VMM_EINVAL, "%s: %u sections", o->name, image->nsections);
+	for (i = 0; i < image->nsections; i++) {
+		if (!*s[i].name || strlen(s[i].name) >= SNAP_NAME_MAX || s[i].len > UINT32_MAX)
+			return fail(err, VMM_EINVAL, "%s: section %.64s: its name or size", o->name,
+				    s[i].name);
+		for (j = 0; j < i; j++)
+			if (strcmp(s[i].name, s[j].name) == 0)
+				return fail(err, VMM_EINVAL, "%s: section %s twice", o->name,
+					    s[i].name);
+	}
+	if (!parent)
+		return 0;
+	if (!parent->real)
+		return fail(err, VMM_EINVAL, "%s: its parent %s is no file", o->name, parent->name);
+	if (parent->header->ram_size != size)
+		return fail(err, VMM_EINVAL, "%s: %llu bytes of RAM, its parent %s has %llu",
+			    o->name, (unsigned long long)size, parent->name,
+			    (unsigned long long)parent->header->ram_size);
+	if (parent->nlayers == SNAP_LAYERS_MAX)
+		return fail(err, VMM_ENOTSUP, "%s: its parent %s stands on %u files: merge it first",
+			    o->name, parent->name, parent->nlayers);
+	return 0;
+}
+
+int snap_put_head(struct snap_out *o, const struct snap_image *image,
+		  const struct snapfile *parent, struct vmm_error *err)
+{
+	const uint8_t zero[16] = { 0 };
+	struct snap_header h = {
+		.major = SNAP_MAJOR,
+		.minor = SNAP_MINOR,
+		.machine = SNAP_MACHINE,
+		.incompat = parent ? SNAP_INCOMPAT_LAYERS : 0,
+		.page_size = SNAP_PAGE,
+		.chunk_size = SNAP_CHUNK,
+		.ram_size = image->ram.size,
+		.created = image->created,
+	};
+	const struct snap_section *s = image->sections;
+	uint32_t i;
+	int rc;
+
+	rc = snapparts_check(o, image, parent, err);
+	if (rc)
+		return rc;
+	o->manifest = XXH3_createState();
+	if (!o->manifest)
+		return snapparts_nomem(o, err);
+	XXH3_128bits_reset(o->manifest);
+	memcpy(h.uuid, image->uuid, 16);
+	if (!memcmp(h.uuid, zero, 16) && getrandom(h.uuid, 16, 0) != 16)
+		return fail(err, VMM_ESYS, "%s: no random numbers for its uuid", o->name);
+	memcpy(o->footer.uuid, h.uuid, 16);
+
+	snapparts_begin(o, SNAP_TAG_HEADER);
+	put_bytes(&o->meta, (const uint8_t *)&h + sizeof(h.frame), sizeof(h) - sizeof(h.frame));
+	snapparts_section(&o->meta, "ram", 1, SNAP_MUST_UNDERSTAND, image->regions,
+			  image->nregions * sizeof(*image->regions));
+	if (parent)
+		rc = snapparts_layers(o, parent, err);
+	if (image->about)
+		snapparts_section(&o->meta, "about", 1, 0, image->about, strlen(image->about));
+	if (!rc)
+		rc = snapparts_end(o, 1, err);
+	if (rc)
+		return rc;
+
+	snapparts_begin(o, SNAP_TAG_STATE);
+	for (i = 0; i < image->nsections; i++, s++)
+		snapparts_section(&o->meta, s->name, s->version, s->flags, s->data, s->len);
+	return snapparts_end(o, 1, err);
+}
+
+/* ---- Groups and index --------------------------------------------------- */
+
+uint64_t snap_group_base(const struct snap_out *o, uint32_t n)
+{
+	return o->off + SNAP_META_MIN + n * sizeof(struct snap_entry);
+}
+
+int snap_put_group(struct snap_out *o, const struct snap_entry *entries, uint32_t n,
+		   const void *frames, size_t len, struct vmm_error *err)
+{
+	int rc;
+
+	snapparts_begin(o, SNAP_TAG_GROUP);
+	put_bytes(&o->meta, entries, n * sizeof(*entries));
+	rc = snapparts_end(o, 0, err);
+	return rc ? rc : snap_out_put(o, frames, len, err);
+}
+
+int snap_put_index(struct snap_out *o, const struct snap_entry *entries, uint32_t n,
+		   struct vmm_error *err)
+{
+	int rc;
+
+	o->footer.index_off = o->off;
+	snapparts_begin(o, SNAP_TAG_INDEX);
+	put_bytes(&o->meta, entries, n * sizeof(*entries));
+	rc = snapparts_end(o, 1, err);
+	o->footer.index_size = o->off - o->footer.index_off;
+	return rc;
+}
+
+int snap_put_footer(struct snap_out *o, struct vmm_error *err)
+{
+	struct snap_footer *t = &o->footer;
+	XXH128_hash_t h;
+
+	/* A file that only learns keeps the manifest it had. */
+	if (o->manifest) {
+		h = XXH3_128bits_digest(o->manifest);
+		memcpy(t->manifest, &h, 16);
+	}
+	t->file_size = o->off + sizeof(*t);
+	snapparts_begin(o, SNAP_TAG_FOOTER);
+	put_bytes(&o->meta, (const uint8_t *)t + sizeof(t->frame),
+		  sizeof(*t) - sizeof(t->frame) - sizeof(t->hash));
+	return snapparts_end(o, 0, err);
+}
+
+/* ---- Working set -------------------------------------------------------- */
+
+int snap_ws_tidy(const uint64_t *ws, uint32_t nws, uint64_t ram_pages, uint64_t **out,
+		 uint32_t *n, struct vmm_error *err)
+{
+	size_t words = (size_t)(ram_pages + 63) / 64;
+	uint64_t *seen = calloc(words, 8), *written = calloc(words, 8), page;
+	uint32_t i;
+	int rc = 0;
+
+	*n = 0;
+	*out = malloc((nws + 1) * sizeof(**out));
+	if (!seen || !written || !*out) {
+		rc = fail(err, VMM_ENOMEM, "out of memory for the working set");
+		goto out;
+	}
+	for (i = 0; i < nws; i++) {
+		page = ws[i] >> SNAP_WS_SHIFT;
+		if (page < ram_pages && (ws[i] & SNAP_WS_WRITE))
+			written[page / 64] |= 1ull << page % 64;
+	}
+	for (i = 0; i < nws && *n < SNAP_WS_PAGES; i++) {
+		page = ws[i] >> SNAP_WS_SHIFT;
+		if (page >= ram_pages || (seen[page / 64] >> page % 64 & 1))
+			continue;
+		seen[page / 64] |= 1ull << page % 64;
+		(*out)[(*n)++] = page << SNAP_WS_SHIFT | (written[page / 64] >> page % 64 & 1);
+	}
+out:
+	free(seen);
+	free(written);
+	if (rc) {
+		free(*out);
+		*out = NULL;
+	}
+	return rc;
+}
+
+int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint8_t *plain,
+		struct vmm_error *err)
+{
+	size_t len = 0, n, got;
+	uint32_t i, k = 0, stored = 0, nframes;
+	struct snap_ws_frame *frame = NULL;
+	ZSTD_CCtx *z = ZSTD_createCCtx();
+	uint8_t *packed = NULL, *out = NULL;
+	uint64_t *list;
+	int rc = 0;
+
+	o->footer.ws_off = o->footer.ws_size = 0;
+	list = malloc((nws + 1) * sizeof(*list));
+	packed = malloc((size_t)nws * SNAP_PAGE + 1);
+	if (!z || !list || !packed)
+		goto nomem;
+	for (i = 0; i < nws; i++, plain += SNAP_PAGE) {
+		list[i] = ws[i];
+		if (snap_is_zero(plain))
+			list[i] |= SNAP_WS_ZERO;
+		else
+			memcpy(packed + (size_t)stored++ * SNAP_PAGE, plain, SNAP_PAGE);
+	}
+	nframes = (stored + SNAP_CHUNK_PAGES - 1) / SNAP_CHUNK_PAGES;
+	frame = calloc(nframes + 1, sizeof(*frame));
+	out = malloc((size_t)nframes * SNAP_BOUND + 1);
+	if (!frame || !out)
+		goto nomem;
+	o->footer.ws_off = o->off;
+	o->footer.ws_size = sizeof(struct snap_ws_head) + SNAP_HASH_SIZE + nws * sizeof(*list) +
+			    nframes * sizeof(*frame);
+	ZSTD_CCtx_setParameter(z, ZSTD_c_compressionLevel, SNAPPARTS_WS_LEVEL);
+	for (k = 0; k < nframes; k++) {
+		const uint8_t *src = packed + (size_t)k * SNAP_CHUNK;
+
+		n = (size_t)(stored - k * SNAP_CHUNK_PAGES) * SNAP_PAGE;
+		if (n > SNAP_CHUNK)
+			n = SNAP_CHUNK;
+		got = snap_compress(z, out + len, src, n);
+		if (!got)
+			goto nomem;
+		frame[k].off = o->off + o->footer.ws_size + len;
+		frame[k].len = (uint32_t)got;
+		frame[k].check = (uint32_t)snap_hash(out + len, got);
+		frame[k].hash = snap_hash(src, n);
+		len += got;
+	}
+	snapparts_begin(o, SNAP_TAG_WORKSET);
+	put_u32(&o->meta, nws);
+	put_u32(&o->meta, nframes);
+	put_bytes(&o->meta, list, nws * sizeof(*list));
+	put_bytes(&o->meta, frame, nframes * sizeof(*frame));
+	rc = snapparts_end(o, 0, err);
+	if (!rc)
+		rc = snap_out_put(o, out, len, err);
+	goto out;
+nomem:
+	rc = snapparts_nomem(o, err);
+out:
+	ZSTD_freeCCtx(z);
+	free(list);
+	free(packed);
+	free(frame);
+	free(out);
+	return rc;
+}
