@@ -46,20 +46,21 @@ OPT	:= -O1 -g -fno-omit-frame-pointer -fsanitize=$(SAN)
 LDSAN	:= -fsanitize=$(SAN)
 endif
 
-PKGS	:= libfdt libzstd libxxhash zlib
+PKGS	:= libfdt libzstd libxxhash liburing zlib
 # libfdt has no .pc file in Debian.
 pkg	= $(shell $(PKG_CONFIG) $(1) $(filter-out libfdt,$(PKGS)) 2>/dev/null)
 CPPFLAGS += -D_GNU_SOURCE -DVMM_API='__attribute__((visibility("default")))'
 CFLAGS	:= -std=gnu11 $(OPT) -fvisibility=hidden -fno-common $(WARN) $(ARCH_CFLAGS) $(CFLAGS)
 LDFLAGS	:= $(ARCH_LDFLAGS) $(LDSAN) $(LDFLAGS)
-LIBS	:= -lfdt $(or $(call pkg,--libs),-lzstd -lxxhash -lz) -lpthread
+LIBS	:= -lfdt $(or $(call pkg,--libs),-lzstd -lxxhash -luring -lz) -lpthread
 
-SRC	:= $(wildcard core/*.c riscv/*.c) vmm.c
+SRC	:= $(wildcard core/*.c riscv/*.c virtio/*.c snapshot/*.c) vmm.c
 OBJ	:= $(SRC:%.c=$B/%.o)
 TESTS	:= $(wildcard tests/unit/test_*.c)
 UNIT	:= $(TESTS:tests/unit/%.c=$B/unit/%)
 
-.PHONY: all lib tool amalgam install uninstall clean help
+FORCE:
+.PHONY: FORCE all lib tool amalgam install uninstall clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -83,9 +84,10 @@ $B/libvmm.so: $(OBJ) vmm.map
 		-Wl,-z,now -Wl,-z,relro -o $@ $(OBJ) $(LDFLAGS) $(LIBS)
 	ln -sf libvmm.so $B/$(SONAME)
 
-$B/vmm.pc: vmm.pc.in vmm.h
+# Anew each time: it holds PREFIX.
+$B/vmm.pc: vmm.pc.in vmm.h FORCE
 	@mkdir -p $(@D)
-	sed -e 's,@PREFIX@,$(PREFIX),; s,@LIBDIR@,$(LIBDIR),; s,@VERSION@,$(VERSION),' $< > $@
+	@sed -e 's,@PREFIX@,$(PREFIX),; s,@LIBDIR@,$(LIBDIR),; s,@VERSION@,$(VERSION),' $< > $@
 
 -include $(OBJ:.o=.d)
 

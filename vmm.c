@@ -14,24 +14,31 @@
  * has no way to take a used one back to its beginning.
  */
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "core/clock.h"
 #include "core/machine.h"
 #include "riscv/aia.h"
 #include "riscv/fdt.h"
+#include "riscv/hart.h"
 #include "riscv/host.h"
 #include "riscv/image.h"
 #include "riscv/isa.h"
 #include "riscv/map.h"
 #include "riscv/platform.h"
 #include "riscv/regs.h"
+#include "snapshot/snapfile.h"
+#include "virtio/devices.h"
 #include "vmm.h"
 
 #define MEMORY_DEFAULT	(128ull << 20)
 #define MEMORY_STEP	(2ull << 20)
+#define START_TRIES	200	/* milliseconds that a hart has to start in */
 
 struct vmm {
 	struct machine	m;
@@ -45,6 +52,8 @@ struct vmm {
 	uint8_t		*fdt;		/* once it has been built */
 	size_t		fdt_len;
 	uint64_t	mark_ns;	/* where the present stage began */
+	uint64_t	time;		/* guest time to go on from, in ticks */
+	struct vmm_snap	*snap;		/* it was restored from, or NULL */
 };
 
 /* ---- Library ------------------------------------------------------------- */
@@ -176,6 +185,8 @@ static void stage(struct vmm *vm, int which)
 	vm->mark_ns = now;
 }
 
+static int configure_harts(struct vmm *vm, struct vmm_error *err);
+
 static int build_vcpus(struct vmm *vm, struct vmm_error *err)
 {
 	struct machine *m = &vm->m;
@@ -186,6 +197,8 @@ static int build_vcpus(struct vmm *vm, struct vmm_error *err)
 	rc = vcpus_create(m, vm->cfg.vcpus, err);
 	if (rc)
 		return rc;
+	if (vm->snap)
+		return configure_harts(vm, err);
 	rc = isa_of_vcpu(m->vcpu[0].fd, &host, err);
 	if (rc)
 		return rc;
@@ -350,10 +363,34 @@ static void free_config(struct vmm *vm)
 		close(vm->initrd_fd);
 }
 
+/* A machine with nothing in it. */
+static int new_vmm(struct vmm **out, const char *name,
+		   void (*log)(void *arg, int level, const char *line), void *log_arg,
+		   struct vmm_error *err)
+{
+	const struct log to = { log, log_arg };
+	struct vmm *vm = calloc(1, sizeof(*vm));
+	int rc;
+
+	if (!vm)
+		return fail(err, VMM_ENOMEM, "a machine");
+	vm->pid = getpid();
+	vm->mark_ns = clock_ns();
+	vm->kernel_fd = vm->initrd_fd = -1;
+	rc = machine_init(&vm->m, name ? name : "vm", &to, err);
+	if (rc) {
+		free(vm);
+		return rc;
+	}
+	vm->m.arch_exit = riscv_exit;
+	pthread_mutex_init(&vm->turn, NULL);
+	*out = vm;
+	return 0;
+}
+
 int vmm_create(struct vmm **out, const struct vmm_config *config, struct vmm_error *err)
 {
 	struct vmm_config c;
-	struct log log;
 	struct vmm *vm;
 	int rc;
 
@@ -365,20 +402,9 @@ int vmm_create(struct vmm **out, const struct vmm_config *config, struct vmm_err
 		rc = check_config(&c, err);
 	if (rc)
 		return rc;
-	vm = calloc(1, sizeof(*vm));
-	if (!vm)
-		return fail(err, VMM_ENOMEM, "a machine");
-	vm->pid = getpid();
-	vm->mark_ns = clock_ns();
-	vm->kernel_fd = vm->initrd_fd = -1;
-	log = (struct log){ c.log, c.log_arg };
-	rc = machine_init(&vm->m, c.name ? c.name : "vm", &log, err);
-	if (rc) {
-		free(vm);
+	rc = new_vmm(&vm, c.name, c.log, c.log_arg, err);
+	if (rc)
 		return rc;
-	}
-	vm->m.arch_exit = riscv_exit;
-	pthread_mutex_init(&vm->turn, NULL);
 	rc = own_config(vm, &c, err);
 	if (rc == 0)
 		rc = mem_init(&vm->m.mem, MAP_RAM, vm->cfg.memory, err);
@@ -415,6 +441,7 @@ void vmm_free(struct vmm *vm)
 		mem_fini(&m->mem);
 	}
 	free_config(vm);
+	vmm_snap_free(vm->snap);
 	free(vm->fdt);
 	free(vm);
 }
@@ -427,6 +454,16 @@ static void forget_fdt(struct vmm *vm)
 	vm->fdt = NULL;
 }
 
+static int replace_serial(struct vmm *vm, int in_fd, int out_fd, struct vmm_error *err)
+{
+	struct device *d = machine_device(&vm->m, UART_NAME);
+
+	if (!d)
+		return fail(err, VMM_EINVAL, "the snapshot of machine %s has no serial port",
+			    vm->m.name);
+	return uart_replace(d, in_fd, out_fd, err);
+}
+
 int vmm_add_serial(struct vmm *vm, int in_fd, int out_fd, struct vmm_error *err)
 {
 	int rc = enter(vm, err);
@@ -434,11 +471,173 @@ int vmm_add_serial(struct vmm *vm, int in_fd, int out_fd, struct vmm_error *err)
 	if (rc)
 		return rc;
 	rc = expect(vm, 1u << VMM_NEW, "add a serial port to", err);
-	if (rc == 0)
+	if (rc == 0 && vm->snap)
+		rc = replace_serial(vm, in_fd, out_fd, err);
+	else if (rc == 0)
 		rc = uart_add(&vm->m, in_fd, out_fd, err);
 	if (rc == 0)
 		forget_fdt(vm);
 	return leave(vm, rc);
+}
+
+/* Where a virtio device lives: the parts of the machine that it uses. */
+static struct virtio_env virtio_env(struct vmm *vm)
+{
+	struct machine *m = &vm->m;
+
+	return (struct virtio_env){ &m->mem, &m->loop, &m->log, &m->vm };
+}
+
+/* Give a new device the next place; takes v. */
+static int add_virtio(struct vmm *vm, struct virtio *v, struct vmm_error *err)
+{
+	struct device *d;
+	uint32_t n = 0;
+	int rc;
+
+	for (d = vm->m.devices; d; d = d->next)
+		n += transport_virtio(d) != NULL;
+	if (n == VIRTIO_MAX) {
+		v->ops->free(v);
+		return fail(err, VMM_ENOTSUP, "more than %u virtio devices", VIRTIO_MAX);
+	}
+	rc = transport_new(&d, v, MAP_VIRTIO + (uint64_t)n * TRANSPORT_SIZE, IRQ_VIRTIO + n, NULL,
+			   err);
+	if (rc == 0)
+		rc = machine_add(&vm->m, d, err);
+	if (rc == 0)
+		forget_fdt(vm);
+	return rc;
+}
+
+/* Take a turn to add a device of that name; of a restored machine *v is the one
+   there is, of this type, else NULL. */
+static int enter_add(struct vmm *vm, const char *name, const char *type, struct virtio **v,
+		     struct vmm_error *err)
+{
+	struct device *d;
+	int rc = enter(vm, err);
+
+	*v = NULL;
+	if (rc)
+		return rc;
+	rc = expect(vm, 1u << VMM_NEW, "add a device to", err);
+	if (rc == 0 && (!name || !*name || strlen(name) >= sizeof(d->name)))
+		rc = fail(err, VMM_EINVAL, "a device's name has 1 to %zu bytes", sizeof(d->name) - 1);
+	if (rc == 0 && vm->snap) {
+		d = machine_device(&vm->m, name);
+		*v = d ? transport_virtio(d) : NULL;
+		if (!*v || strcmp((*v)->ops->type, type) != 0)
+			rc = fail(err, VMM_EINVAL, "the snapshot of machine %s has no %s device %s",
+				  vm->m.name, type, name);
+	}
+	return rc ? leave(vm, rc) : 0;
+}
+
+_Static_assert((int)VMM_READONLY == (int)BLK_READONLY && (int)VMM_DIRECT == (int)BLK_DIRECT &&
+	       (int)VMM_NOSYNC == (int)BLK_NOSYNC && (int)VMM_OVERLAY == (int)BLK_OVERLAY,
+	       "flags are passed on");
+
+int vmm_add_blk(struct vmm *vm, const char *name, const char *path, uint32_t flags,
+		struct vmm_error *err)
+{
+	struct blk_config cfg = BLK_CONFIG_INIT;
+	struct virtio_env env;
+	struct virtio *v;
+	int rc;
+
+	if (!path)
+		return fail(err, VMM_EINVAL, "no path of a disk");
+	if (flags & ~(uint32_t)(VMM_READONLY | VMM_DIRECT | VMM_NOSYNC | VMM_OVERLAY))
+		return fail(err, VMM_EINVAL, "unknown flags 0x%x", flags);
+	rc = enter_add(vm, name, "blk", &v, err);
+	if (rc)
+		return rc;
+	cfg.path = path;
+	cfg.flags = flags;		/* VMM_x is BLK_x */
+	env = virtio_env(vm);
+	if (v) {
+		rc = blk_replace(v, &cfg, err);
+	} else {
+		rc = blk_new(&v, &env, name, &cfg, err);
+		if (rc == 0)
+			rc = add_virtio(vm, v, err);
+	}
+	return leave(vm, rc);
+}
+
+int vmm_add_rng(struct vmm *vm, const char *name, struct vmm_error *err)
+{
+	struct virtio_env env;
+	struct virtio *v;
+	int rc = enter_add(vm, name, "rng", &v, err);
+
+	if (rc)
+		return rc;
+	env = virtio_env(vm);
+	if (!v) {
+		rc = rng_new(&v, &env, name, err);
+		if (rc == 0)
+			rc = add_virtio(vm, v, err);
+	}
+	return leave(vm, rc);
+}
+
+int vmm_add_console(struct vmm *vm, const char *name, int in_fd, int out_fd,
+		    struct vmm_error *err)
+{
+	const struct console_port port = { NULL, in_fd, out_fd };
+	struct virtio_env env;
+	struct virtio *v;
+	int rc = enter_add(vm, name, "console", &v, err);
+
+	if (rc)
+		return rc;
+	env = virtio_env(vm);
+	if (v) {
+		rc = console_replace(v, 0, in_fd, out_fd, err);
+	} else {
+		rc = console_new(&v, &env, name, &port, 1, err);
+		if (rc == 0)
+			rc = add_virtio(vm, v, err);
+	}
+	return leave(vm, rc);
+}
+
+int vmm_add_balloon(struct vmm *vm, const char *name, struct vmm_error *err)
+{
+	struct virtio_env env;
+	struct virtio *v;
+	int rc = enter_add(vm, name, "balloon", &v, err);
+
+	if (rc)
+		return rc;
+	env = virtio_env(vm);
+	if (!v) {
+		rc = balloon_new(&v, &env, name, err);
+		if (rc == 0)
+			rc = add_virtio(vm, v, err);
+	}
+	return leave(vm, rc);
+}
+
+int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct vmm_error *err)
+{
+	struct device *d;
+	struct virtio *v;
+	int rc = enter(vm, err);
+
+	if (rc)
+		return rc;
+	d = name ? machine_device(&vm->m, name) : NULL;
+	v = d ? transport_virtio(d) : NULL;
+	if (!v || strcmp(v->ops->type, "balloon") != 0)
+		return leave(vm, fail(err, VMM_EINVAL, "machine %s has no balloon %s", vm->m.name,
+				      name ? name : ""));
+	loop_lock(&vm->m.loop);
+	balloon_set(v, bytes);
+	loop_unlock(&vm->m.loop);
+	return leave(vm, 0);
 }
 
 static int make_fdt(struct vmm *vm, struct vmm_error *err)
@@ -522,6 +721,7 @@ static int boot(struct vmm *vm, struct vmm_error *err)
 int vmm_start(struct vmm *vm, struct vmm_error *err)
 {
 	int rc = enter(vm, err), state;
+	struct device *d;
 
 	if (rc)
 		return rc;
@@ -530,13 +730,19 @@ int vmm_start(struct vmm *vm, struct vmm_error *err)
 	if (rc)
 		return leave(vm, rc);
 	state = machine_state(&vm->m);
-	if (state == VMM_PAUSED) {
-		loop_release(&vm->m.loop);
-	} else {
+	if (state == VMM_NEW && !vm->snap)
 		rc = boot(vm, err);
-		if (rc == 0)
-			rc = loop_start(&vm->m.loop, err);
-	}
+	else
+		rc = hart_set_time(&vm->m.vcpu[0], vm->time, err);
+	for (d = vm->m.devices; d && rc == 0 && vm->snap && state == VMM_NEW; d = d->next)
+		if (transport_virtio(d))
+			rc = transport_open(d, err);
+	if (rc)
+		return leave(vm, rc);
+	if (state == VMM_PAUSED)
+		loop_release(&vm->m.loop);
+	else
+		rc = loop_start(&vm->m.loop, err);
 	if (rc == 0)
 		rc = vcpus_start(&vm->m, err);
 	if (rc && state == VMM_NEW)
@@ -544,6 +750,36 @@ int vmm_start(struct vmm *vm, struct vmm_error *err)
 	if (rc == 0 && state == VMM_NEW)
 		stage(vm, VMM_STAGE_START);
 	return leave(vm, rc);
+}
+
+/*
+ * A hart that has been told to start, and has not begun, cannot be looked at:
+ * KVM sets its registers when it runs.  Let it.
+ */
+static int pause_vcpus(struct vmm *vm, struct vmm_error *err)
+{
+	const struct timespec moment = { 0, 1000000 };
+	struct machine *m = &vm->m;
+	uint32_t i = 0;
+	int rc, tries;
+
+	for (tries = 0; tries < START_TRIES; tries++) {
+		rc = vcpus_pause(m, err);
+		if (rc)
+			return rc;
+		for (i = 1; i < m->nvcpus && !hart_starting(&m->vcpu[i]); i++)
+			;
+		if (i >= m->nvcpus)
+			break;
+		rc = vcpus_start(m, err);
+		if (rc)
+			return rc;
+		nanosleep(&moment, NULL);
+	}
+	if (i < m->nvcpus)
+		log_line(&m->log, VMM_LOG_WARN, "vCPU %u was started but does not run", i);
+	vm->time = hart_time(&m->vcpu[0]);
+	return 0;
 }
 
 int vmm_pause(struct vmm *vm, struct vmm_error *err)
@@ -555,7 +791,7 @@ int vmm_pause(struct vmm *vm, struct vmm_error *err)
 		return rc;
 	rc = expect(vm, 1u << VMM_RUNNING, "pause", err);
 	if (rc == 0)
-		rc = vcpus_pause(&vm->m, err);
+		rc = pause_vcpus(vm, err);
 	if (rc == 0) {
 		loop_hold(&vm->m.loop);
 		loop_lock(&vm->m.loop);
@@ -578,6 +814,8 @@ int vmm_stop(struct vmm *vm, struct vmm_error *err)
 	return leave(vm, 0);
 }
 
+static int load_state(struct vmm *vm, int clone, struct vmm_error *err);
+
 int vmm_reset(struct vmm *vm, struct vmm_error *err)
 {
 	struct machine *m;
@@ -598,13 +836,13 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 	memset(m->stage_ns, 0, sizeof(m->stage_ns));
 	m->exit_code = m->first_run_ns = 0;
 	vm->mark_ns = clock_ns();
-	rc = mem_clear(&m->mem, err);
+	for (d = m->devices; d; d = d->next)
+		d->ops->reset(d);
+	rc = vm->snap ? mem_rewind(&m->mem, err) : mem_clear(&m->mem, err);
 	if (rc == 0)
 		rc = build(vm, err);
 	if (rc == 0)
-		rc = load(vm, err);
-	for (d = m->devices; d && rc == 0; d = d->next)
-		d->ops->reset(d);
+		rc = vm->snap ? load_state(vm, 1, err) : load(vm, err);
 	machine_renew(m, rc == 0);
 	return leave(vm, rc);
 }
@@ -612,6 +850,478 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 int vmm_state(const struct vmm *vm)
 {
 	return vm ? machine_state(&vm->m) : VMM_BROKEN;
+}
+
+/* ---- Snapshots -------------------------------------------------------------------- */
+
+struct vmm_snap {
+	pthread_mutex_t	lock;		/* refs, and the filling of ram */
+	uint32_t	refs;
+	struct snapfile	*file;		/* that it was opened from, or NULL */
+	int		ram;		/* sealed memfd; -1: still in the file */
+	uint64_t	size;		/* of RAM and platform pages, in bytes */
+	struct snap_section *sections;	/* of a file: that file's */
+	uint32_t	nsections;
+};
+
+#define MACHINE_VERSION	1
+#define RESTORE_MAX	(1ull << 40)
+
+static struct vmm_snap *new_snap(struct vmm_error *err)
+{
+	struct vmm_snap *s = calloc(1, sizeof(*s));
+
+	if (!s) {
+		fail(err, VMM_ENOMEM, "a snapshot");
+		return NULL;
+	}
+	pthread_mutex_init(&s->lock, NULL);
+	s->refs = 1;
+	s->ram = -1;
+	return s;
+}
+
+void vmm_snap_free(struct vmm_snap *s)
+{
+	uint32_t i, refs;
+
+	if (!s)
+		return;
+	pthread_mutex_lock(&s->lock);
+	refs = --s->refs;
+	pthread_mutex_unlock(&s->lock);
+	if (refs)
+		return;
+	for (i = 0; i < s->nsections && !s->file; i++) {
+		free((char *)(uintptr_t)s->sections[i].name);
+		free((void *)(uintptr_t)s->sections[i].data);
+	}
+	if (!s->file)
+		free(s->sections);
+	snapfile_close(s->file);
+	if (s->ram >= 0)
+		close(s->ram);
+	pthread_mutex_destroy(&s->lock);
+	free(s);
+}
+
+/* Add a section; what w has written becomes the snapshot's. */
+static int add_section(struct vmm_snap *s, const char *name, uint16_t version, struct writer *w,
+		       struct vmm_error *err)
+{
+	struct snap_section *p = &s->sections[s->nsections];
+
+	p->name = strdup(name);
+	if (!p->name || w->failed) {
+		free((char *)(uintptr_t)p->name);
+		free(w->data);
+		return fail(err, VMM_ENOMEM, "state of %s", name);
+	}
+	p->version = version;
+	p->flags = SNAP_MUST_UNDERSTAND;
+	p->data = w->data;
+	p->len = w->len;
+	s->nsections++;
+	return 0;
+}
+
+/* What a machine is made of, so that it can be made again. */
+static void save_machine(const struct vmm *vm, struct writer *w)
+{
+	const struct machine *m = &vm->m;
+	const struct device *d;
+	uint32_t n = 0;
+
+	put_u32(w, m->nvcpus);
+	put_u64(w, m->mem.size);
+	put_u64(w, vm->time);
+	put_u64(w, m->exit_code);
+	for (d = m->devices; d; d = d->next)
+		n++;
+	put_u32(w, n);
+	for (d = m->devices; d; d = d->next) {
+		put_str(w, d->ops->type);
+		put_str(w, d->name);
+		put_u64(w, d->gpa);
+		put_u32(w, d->irq.line);
+	}
+}
+
+static int save_state(struct vmm *vm, struct vmm_snap *s, struct vmm_error *err)
+{
+	struct machine *m = &vm->m;
+	const struct device *d;
+	char name[64];
+	uint32_t i, n = 2 + m->nvcpus;
+	struct writer w = { NULL, 0, 0, 0 };
+	int rc;
+
+	for (d = m->devices; d; d = d->next)
+		n++;
+	s->sections = calloc(n, sizeof(*s->sections));
+	if (!s->sections)
+		return fail(err, VMM_ENOMEM, "a snapshot");
+	save_machine(vm, &w);
+	rc = add_section(s, "machine", MACHINE_VERSION, &w, err);
+	for (i = 0; i < m->nvcpus && rc == 0; i++) {
+		snprintf(name, sizeof(name), "cpu%u", i);
+		memset(&w, 0, sizeof(w));
+		rc = hart_save(&m->vcpu[i], &w, err);
+		if (rc)
+			free(w.data);
+		else
+			rc = add_section(s, name, HART_VERSION, &w, err);
+	}
+	if (rc)
+		return rc;
+	memset(&w, 0, sizeof(w));
+	m->irqchip->ops->save(m->irqchip, &w);
+	rc = add_section(s, m->irqchip->ops->name, m->irqchip->ops->version, &w, err);
+	for (d = m->devices; d && rc == 0; d = d->next) {
+		snprintf(name, sizeof(name), "device.%s", d->name);
+		memset(&w, 0, sizeof(w));
+		d->ops->save(d, &w);
+		rc = add_section(s, name, d->ops->version, &w, err);
+	}
+	return rc;
+}
+
+int vmm_snap_take(struct vmm_snap **out, struct vmm *vm, struct vmm_error *err)
+{
+	struct vmm_snap *s;
+	int rc;
+
+	if (!out)
+		return fail(err, VMM_EINVAL, "nowhere to put the snapshot");
+	*out = NULL;
+	rc = enter(vm, err);
+	if (rc)
+		return rc;
+	rc = expect(vm, 1u << VMM_PAUSED, "take a snapshot of", err);
+	if (rc)
+		return leave(vm, rc);
+	s = new_snap(err);
+	if (!s)
+		return leave(vm, VMM_ENOMEM);
+	s->size = vm->m.mem.size + MEM_TAIL;
+	rc = save_state(vm, s, err);
+	if (rc == 0)
+		rc = mem_copy(&vm->m.mem, &s->ram, err);
+	if (rc)
+		vmm_snap_free(s);
+	else
+		*out = s;
+	return leave(vm, rc);
+}
+
+/* RAM of s, in memory: read from its file if need be. */
+static int fill_snap(struct vmm_snap *s, uint32_t threads, struct vmm_error *err)
+{
+	int fd, rc = 0;
+
+	pthread_mutex_lock(&s->lock);
+	if (s->ram < 0) {
+		fd = memfd_create("vmm-snap", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		if (fd < 0 || ftruncate(fd, (off_t)s->size) < 0)
+			rc = fail_sys(err, errno, "memory for %llu MiB of snapshot",
+				      (unsigned long long)(s->size >> 20));
+		else
+			rc = snapfile_fill(s->file, fd, NULL, threads, err);
+		if (rc == 0) {
+			mem_seal(fd);
+			s->ram = fd;
+		} else if (fd >= 0) {
+			close(fd);
+		}
+	}
+	pthread_mutex_unlock(&s->lock);
+	return rc;
+}
+
+static int write_snap(struct vmm_snap *s, const char *path, int fd,
+		      const struct vmm_write_config *config, struct vmm_error *err)
+{
+	const struct snap_region region = { .gpa = MAP_RAM, .size = s ? s->size : 0 };
+	struct vmm_write_config c = VMM_WRITE_INIT;
+	struct snap_image image = { .regions = &region, .nregions = 1 };
+	struct snap_how how = { 0 };
+	int rc;
+
+	if (!s)
+		return fail(err, VMM_EINVAL, "no snapshot");
+	if (!path && fd < 0)
+		return fail(err, VMM_EINVAL, "nowhere to write the snapshot");
+	rc = config ? import(&c, sizeof(c), config, "struct vmm_write_config", err) : 0;
+	if (rc == 0 && c.flags)
+		rc = fail(err, VMM_EINVAL, "unknown flags 0x%x", c.flags);
+	if (rc == 0)
+		rc = fill_snap(s, c.threads, err);
+	if (rc)
+		return rc;
+	image.created = (uint64_t)time(NULL);
+	image.sections = s->sections;
+	image.nsections = s->nsections;
+	image.ram = (struct snap_ram){ .size = s->size, .fd = s->ram };
+	how.level = c.level;
+	how.threads = c.threads;
+	how.progress = c.progress;
+	how.arg = c.progress_arg;
+	return path ? snapfile_write(path, &image, &how, err)
+		    : snapfile_send(fd, &image, &how, err);
+}
+
+int vmm_snap_write(struct vmm_snap *snap, const char *path, const struct vmm_write_config *how,
+		   struct vmm_error *err)
+{
+	return write_snap(snap, path, -1, how, err);
+}
+
+int vmm_snap_send(struct vmm_snap *snap, int fd, const struct vmm_write_config *how,
+		  struct vmm_error *err)
+{
+	return write_snap(snap, NULL, fd, how, err);
+}
+
+int vmm_snap_open(struct vmm_snap **out, const char *path, struct vmm_error *err)
+{
+	struct vmm_snap *s;
+	uint32_t i;
+	int rc;
+
+	if (!out || !path)
+		return fail(err, VMM_EINVAL, out ? "no path of a snapshot" :
+			    "nowhere to put the snapshot");
+	*out = NULL;
+	s = new_snap(err);
+	if (!s)
+		return VMM_ENOMEM;
+	rc = snapfile_open(&s->file, path, 0, err);
+	if (rc) {
+		vmm_snap_free(s);
+		return rc;
+	}
+	s->sections = s->file->sections;
+	s->nsections = s->file->nsections;
+	for (i = 0; i < s->file->nregions; i++)
+		s->size += s->file->regions[i].size;
+	*out = s;
+	return 0;
+}
+
+int vmm_snap_verify(const char *path, struct vmm_error *err)
+{
+	struct snapfile *f;
+	int rc;
+
+	if (!path)
+		return fail(err, VMM_EINVAL, "no path of a snapshot");
+	rc = snapfile_open(&f, path, 0, err);
+	if (rc)
+		return rc;
+	rc = snapfile_verify(f, 0, err);
+	snapfile_close(f);
+	return rc;
+}
+
+/* ---- Restoring -------------------------------------------------------------------- */
+
+/* A reader of a section, whose version must be one we know. */
+static int read_section(const struct vmm_snap *s, const char *name, uint16_t version,
+			struct reader *r, struct vmm_error *err)
+{
+	uint32_t i;
+
+	for (i = 0; i < s->nsections; i++) {
+		const struct snap_section *p = &s->sections[i];
+
+		if (strcmp(p->name, name) != 0)
+			continue;
+		if (p->version > version)
+			return fail(err, VMM_EVERSION,
+				    "the snapshot's %s is of version %u, this library reads %u", name,
+				    p->version, version);
+		*r = (struct reader){ p->data, p->len, 0 };
+		return 0;
+	}
+	return fail(err, VMM_EFORMAT, "the snapshot has no state of %s", name);
+}
+
+static int read_hart(const struct vmm_snap *s, uint32_t i, struct hart_config *c,
+		     struct reader *r, struct vmm_error *err)
+{
+	char name[16];
+	int rc;
+
+	snprintf(name, sizeof(name), "cpu%u", i);
+	rc = read_section(s, name, HART_VERSION, r, err);
+	return rc ? rc : hart_begin(r, c, err);
+}
+
+static int configure_harts(struct vmm *vm, struct vmm_error *err)
+{
+	struct hart_config c;
+	struct reader r;
+	uint32_t i;
+	int rc = 0;
+
+	for (i = 0; i < vm->m.nvcpus && rc == 0; i++) {
+		rc = read_hart(vm->snap, i, &c, &r, err);
+		if (rc == 0)
+			rc = hart_configure(&vm->m.vcpu[i], &c, err);
+	}
+	return rc;
+}
+
+/* Bring a machine that has just been built into the state it was frozen in. */
+static int load_state(struct vmm *vm, int clone, struct vmm_error *err)
+{
+	struct machine *m = &vm->m;
+	struct hart_config c;
+	struct device *d;
+	struct reader r;
+	char name[64];
+	uint32_t i;
+	int rc = 0;
+
+	for (i = 0; i < m->nvcpus && rc == 0; i++) {
+		rc = read_hart(vm->snap, i, &c, &r, err);
+		if (rc == 0)
+			rc = hart_load(&m->vcpu[i], &c, &r, err);
+	}
+	if (rc == 0)
+		rc = read_section(vm->snap, m->irqchip->ops->name, m->irqchip->ops->version, &r, err);
+	if (rc == 0)
+		rc = m->irqchip->ops->load(m->irqchip, &r, err);
+	for (i = 0; i < m->nvcpus && rc == 0; i++) {
+		rc = read_hart(vm->snap, i, &c, &r, err);
+		if (rc == 0)
+			rc = hart_set_timer(&m->vcpu[i], &c, err);
+	}
+	for (d = m->devices; d && rc == 0; d = d->next) {
+		snprintf(name, sizeof(name), "device.%s", d->name);
+		rc = read_section(vm->snap, name, d->ops->version, &r, err);
+		if (rc == 0)
+			rc = d->ops->load(d, &r, err);
+	}
+	for (d = m->devices; d && rc == 0; d = d->next)
+		if (clone && d->ops->cloned)
+			d->ops->cloned(d);
+	stage(vm, VMM_STAGE_LOAD);
+	return rc;
+}
+
+/* A virtio device that nothing is behind yet. */
+static int restore_virtio(struct vmm *vm, const char *type, const char *name,
+			  struct vmm_error *err)
+{
+	const struct console_port port = { NULL, -1, -1 };
+	struct blk_config blk = BLK_CONFIG_INIT;
+	struct virtio_env env = virtio_env(vm);
+	struct virtio *v;
+	int rc;
+
+	if (strcmp(type, "blk") == 0)
+		rc = blk_new(&v, &env, name, &blk, err);
+	else if (strcmp(type, "rng") == 0)
+		rc = rng_new(&v, &env, name, err);
+	else if (strcmp(type, "console") == 0)
+		rc = console_new(&v, &env, name, &port, 1, err);
+	else if (strcmp(type, "balloon") == 0)
+		rc = balloon_new(&v, &env, name, err);
+	else
+		return fail(err, VMM_EVERSION, "the snapshot has a device of unknown type \"%s\"",
+			    type);
+	return rc ? rc : add_virtio(vm, v, err);
+}
+
+/* The next device of the list that save_machine() wrote. */
+static int restore_device(struct vmm *vm, struct reader *r, struct vmm_error *err)
+{
+	char type[32], name[32];
+
+	get_str(r, type, sizeof(type));
+	get_str(r, name, sizeof(name));
+	get_u64(r);
+	get_u32(r);
+	if (r->failed)
+		return fail(err, VMM_EFORMAT, "state of the machine: too short");
+	if (strcmp(type, "serial") == 0)
+		return uart_add(&vm->m, -1, -1, err);
+	if (strcmp(type, "rtc") == 0)
+		return rtc_add(&vm->m, err);
+	if (strcmp(type, "vmgenid") == 0)
+		return genid_add(&vm->m, err);
+	if (strcmp(type, "doorbell") == 0)
+		return doorbell_add(&vm->m, err);
+	return restore_virtio(vm, type, name, err);
+}
+
+static int restore_machine(struct vmm *vm, const struct vmm_restore_config *c,
+			   struct vmm_error *err)
+{
+	struct vmm_snap *s = vm->snap;
+	struct reader r;
+	uint64_t size;
+	uint32_t n;
+	int rc;
+
+	rc = read_section(s, "machine", MACHINE_VERSION, &r, err);
+	if (rc)
+		return rc;
+	vm->cfg.vcpus = get_u32(&r);
+	size = get_u64(&r);
+	vm->time = get_u64(&r);
+	vm->m.exit_code = get_u64(&r);
+	n = get_u32(&r);
+	if (r.failed || !vm->cfg.vcpus || vm->cfg.vcpus > VCPUS_MAX || !size ||
+	    size % MEMORY_STEP || size > RESTORE_MAX || size + MEM_TAIL != s->size)
+		return fail(err, VMM_EFORMAT, "state of the machine: %u vCPUs, %llu bytes of RAM",
+			    vm->cfg.vcpus, (unsigned long long)size);
+	vm->cfg.irqchip = c->irqchip;
+	vm->cfg.memory = size;
+	rc = fill_snap(s, c->threads, err);
+	stage(vm, VMM_STAGE_LOAD);
+	if (rc == 0)
+		rc = mem_init_private(&vm->m.mem, MAP_RAM, size, s->ram, err);
+	if (rc == 0)
+		rc = build(vm, err);
+	while (rc == 0 && n--)
+		rc = restore_device(vm, &r, err);
+	if (rc == 0)
+		rc = reader_end(&r, "the machine", err);
+	return rc ? rc : load_state(vm, !(c->flags & VMM_RESUME), err);
+}
+
+int vmm_restore(struct vmm **out, struct vmm_snap *snap, const struct vmm_restore_config *how,
+		struct vmm_error *err)
+{
+	struct vmm_restore_config c = VMM_RESTORE_INIT;
+	struct vmm *vm;
+	int rc;
+
+	if (!out || !snap)
+		return fail(err, VMM_EINVAL, out ? "no snapshot" : "nowhere to put the machine");
+	*out = NULL;
+	rc = how ? import(&c, sizeof(c), how, "struct vmm_restore_config", err) : 0;
+	if (rc == 0 && c.flags & ~(uint32_t)VMM_RESUME)
+		rc = fail(err, VMM_EINVAL, "unknown flags 0x%x", c.flags);
+	if (rc == 0 && c.irqchip > VMM_IRQCHIP_AIA_AUTO)
+		rc = fail(err, VMM_EINVAL, "unknown interrupt controller %u", c.irqchip);
+	if (rc)
+		return rc;
+	rc = new_vmm(&vm, c.name, c.log, c.log_arg, err);
+	if (rc)
+		return rc;
+	pthread_mutex_lock(&snap->lock);
+	snap->refs++;
+	pthread_mutex_unlock(&snap->lock);
+	vm->snap = snap;
+	rc = restore_machine(vm, &c, err);
+	if (rc)
+		vmm_free(vm);
+	else
+		*out = vm;
+	return rc;
 }
 
 /* ---- Events --------------------------------------------------------------------- */

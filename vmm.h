@@ -131,7 +131,7 @@ VMM_API int vmm_probe(struct vmm_host *out, struct vmm_error *err);
 
 /* ---- A machine --------------------------------------------------------
  *
- *	    vmm_create                                vmm_reset
+ *	    vmm_create, vmm_restore                   vmm_reset
  *	        |                                         |
  *	       NEW <--------------------------------------+
  *	        | vmm_start                               |
@@ -200,6 +200,37 @@ VMM_API void vmm_free(struct vmm *vm);
 VMM_API int vmm_add_serial(struct vmm *vm, int in_fd, int out_fd, struct vmm_error *err);
 
 /*
+ * The devices that follow are virtio ones.  Each has a name of at most 31 bytes,
+ * unique in its machine; there are up to 27.  On a restored machine the same call
+ * puts another back end behind the device of that name.
+ *
+ * A disk: a raw image or a block device, a multiple of 512 bytes long.  The file
+ * is what it is: no format is guessed.
+ *
+ *	VMM_READONLY	the guest cannot write
+ *	VMM_DIRECT	past the host's page cache
+ *	VMM_NOSYNC	a flush of the guest does nothing: for what may be lost
+ *	VMM_OVERLAY	what the guest writes stays with the machine, and in its
+ *			snapshots; path is only read, and may be shared
+ */
+enum { VMM_READONLY = 1, VMM_DIRECT = 2, VMM_NOSYNC = 4, VMM_OVERLAY = 8 };
+
+VMM_API int vmm_add_blk(struct vmm *vm, const char *name, const char *path, uint32_t flags, struct vmm_error *err);
+
+/* A source of entropy: the host's getrandom(). */
+VMM_API int vmm_add_rng(struct vmm *vm, const char *name, struct vmm_error *err);
+
+/* A virtio console, hvc0 and so on; in_fd and out_fd as of vmm_add_serial(). */
+VMM_API int vmm_add_console(struct vmm *vm, const char *name, int in_fd, int out_fd, struct vmm_error *err);
+
+/*
+ * A balloon: what the guest does not use goes back to the host by itself (free
+ * page reporting), and more of it when vmm_balloon() asks for so many bytes.
+ */
+VMM_API int vmm_add_balloon(struct vmm *vm, const char *name, struct vmm_error *err);
+VMM_API int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct vmm_error *err);
+
+/*
  * The device tree that a NEW machine would be started with, or that it was
  * started with: its size in bytes in *size, and the first cap bytes in buf.
  * buf may be NULL if cap is 0.
@@ -211,8 +242,9 @@ VMM_API int vmm_start(struct vmm *vm, struct vmm_error *err);
 
 /*
  * Hold a RUNNING machine still.  Returns when no vCPU is in the guest, every
- * access it had begun is finished, and no device has I/O in flight.
- * VMM_ESTATE if the guest stopped first.
+ * access it had begun is finished, and no device has I/O in flight.  The
+ * guest's monotonic time stands still until vmm_start().  VMM_ESTATE if the
+ * guest stopped first.
  */
 VMM_API int vmm_pause(struct vmm *vm, struct vmm_error *err);
 
@@ -223,10 +255,11 @@ VMM_API int vmm_pause(struct vmm *vm, struct vmm_error *err);
 VMM_API int vmm_stop(struct vmm *vm, struct vmm_error *err);
 
 /*
- * Take a machine that does not run back to NEW: what it was created with is
- * read and set up afresh, its devices stay.  This is how a guest that asked to
- * restart gets its restart.  Queued events are dropped.  If the files can no
- * longer be used the machine is VMM_BROKEN.
+ * Take a machine that does not run back to NEW.  One that was created reads
+ * its files again and sets everything up afresh: this is how a guest that
+ * asked to restart gets its restart.  One that was restored goes back to its
+ * snapshot.  Devices keep what stands behind them; queued events are dropped.
+ * If that cannot be done the machine is VMM_BROKEN.
  */
 VMM_API int vmm_reset(struct vmm *vm, struct vmm_error *err);
 
@@ -272,6 +305,79 @@ VMM_API int vmm_fd(const struct vmm *vm);
  */
 VMM_API int vmm_read(struct vmm *vm, uint64_t gpa, void *buf, size_t len, struct vmm_error *err);
 VMM_API int vmm_write(struct vmm *vm, uint64_t gpa, const void *buf, size_t len, struct vmm_error *err);
+
+/* ---- Snapshots -------------------------------------------------------- */
+
+/*
+ * A machine frozen in time: registers, interrupt controller, timers, devices,
+ * RAM.  It never changes, and any number of machines can be restored from it.
+ */
+struct vmm_snap;
+
+/*
+ * Freeze a PAUSED machine, which stays PAUSED and may go on.  Machines restored
+ * from it share its RAM until they write to it.  Free with vmm_snap_free().
+ */
+VMM_API int vmm_snap_take(struct vmm_snap **out, struct vmm *vm, struct vmm_error *err);
+
+struct vmm_write_config {
+	uint32_t	size;		/* set by VMM_WRITE_INIT */
+	int32_t		level;		/* of zstd; default 1 */
+	uint32_t	threads;	/* that compress; default: one for each CPU */
+	uint32_t	flags;		/* none yet */
+	/* Called now and then, with bytes of RAM done and in all; if it does not
+	   return 0 the write ends with VMM_ESTATE.  May be NULL. */
+	int		(*progress)(void *arg, uint64_t done, uint64_t total);
+	void		*progress_arg;
+};
+#define VMM_WRITE_INIT { sizeof(struct vmm_write_config), 0, 0, 0, NULL, NULL }
+
+/*
+ * Save a snapshot: on success path holds all of it and it is on disk, on
+ * failure path is as it was.  The file is described in docs/snapshot-format.md.
+ * how may be NULL.
+ */
+VMM_API int vmm_snap_write(struct vmm_snap *snap, const char *path, const struct vmm_write_config *how, struct vmm_error *err);
+
+/* The same, to a descriptor that need not seek: a pipe, a socket. */
+VMM_API int vmm_snap_send(struct vmm_snap *snap, int fd, const struct vmm_write_config *how, struct vmm_error *err);
+
+/*
+ * Open a saved file.  What is read is checked against its hashes; the first
+ * restore reads the rest.  VMM_EFORMAT: damaged, or no snapshot; VMM_EVERSION:
+ * of a version this library cannot read.
+ */
+VMM_API int vmm_snap_open(struct vmm_snap **out, const char *path, struct vmm_error *err);
+
+/* Check every byte of a file; *err says what is wrong where. */
+VMM_API int vmm_snap_verify(const char *path, struct vmm_error *err);
+
+/* Machines restored from it keep what they need. */
+VMM_API void vmm_snap_free(struct vmm_snap *snap);
+
+enum { VMM_RESUME = 1 };	/* the original is gone: keep its identity */
+
+struct vmm_restore_config {
+	uint32_t	size;		/* set by VMM_RESTORE_INIT */
+	uint32_t	flags;		/* VMM_RESUME */
+	uint32_t	irqchip;	/* VMM_IRQCHIP_*; need not be as it was */
+	uint32_t	threads;	/* that decode; default: one for each CPU */
+	const char	*name;		/* this and the rest: as in vmm_config */
+	void		(*log)(void *arg, int level, const char *line);
+	void		*log_arg;
+};
+#define VMM_RESTORE_INIT { sizeof(struct vmm_restore_config), 0, 0, 0, NULL, NULL, NULL }
+
+/*
+ * Make a NEW machine from a snapshot, as often as wanted: this is cloning.  Its
+ * devices are there, with nothing behind them; the vmm_add calls that described
+ * them, made again, give each its back end by its name.  The guest finds a new
+ * generation id, on which it reseeds its random numbers; its monotonic time goes
+ * on from where it stood.  how may be NULL.
+ *
+ * VMM_EVERSION names what the snapshot needs and this host lacks.
+ */
+VMM_API int vmm_restore(struct vmm **out, struct vmm_snap *snap, const struct vmm_restore_config *how, struct vmm_error *err);
 
 /* ---- Figures ---------------------------------------------------------- */
 

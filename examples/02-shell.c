@@ -7,48 +7,9 @@
  *
  * The guest's serial port is one end of a socket pair; we hold the other.
  */
-#include <err.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 #include <vmm.h>
 
-static double now_ms(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_MONOTONIC, &ts);
-	return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
-}
-
-/* Copy the console to standard output until it shows text, or ends. */
-static int wait_for(int console, const char *text)
-{
-	char seen[512] = "", c;
-	size_t n = 0;
-
-	while (read(console, &c, 1) == 1) {
-		putchar(c);
-		fflush(stdout);
-		if (n == sizeof(seen) - 1) {
-			memmove(seen, seen + 256, n - 256);
-			n -= 256;
-		}
-		seen[n++] = c;
-		seen[n] = 0;
-		if (text && n >= strlen(text) && strcmp(seen + n - strlen(text), text) == 0)
-			return 1;
-	}
-	return 0;
-}
-
-static void type(int console, const char *line)
-{
-	if (write(console, line, strlen(line)) < 0 || write(console, "\n", 1) < 0)
-		err(1, "console");
-}
+#include "console.h"
 
 int main(int argc, char **argv)
 {
@@ -79,9 +40,7 @@ int main(int argc, char **argv)
 	if (!wait_for(console[0], "# "))
 		errx(1, "no shell prompt");
 	prompt = now_ms();
-	type(console[0], argv[3]);
-	if (!wait_for(console[0], "\n") || !wait_for(console[0], "# "))
-		errx(1, "no answer");
+	command(console[0], argv[3]);
 	answer = now_ms();
 	type(console[0], "poweroff -f");
 	if (vmm_wait(vm, -1, &ev, &e) || vmm_stat(vm, &st, &e))

@@ -75,12 +75,25 @@ static void tty_set_raw(void)
 
 /* ---- vmm run ------------------------------------------------------------- */
 
-enum { OPT_DUMP = 256, OPT_NO_REBOOT, OPT_TIMING, OPT_JSON, OPT_ISA, OPT_IRQCHIP, OPT_NAME };
+enum { OPT_DUMP = 256, OPT_NO_REBOOT, OPT_TIMING, OPT_JSON, OPT_ISA, OPT_IRQCHIP, OPT_NAME,
+       OPT_DISK, OPT_RNG, OPT_BALLOON, OPT_CONSOLE, OPT_SNAPSHOT, OPT_RESUME };
+
+#define DISKS_MAX	16
+
+struct disk {
+	const char	*name, *path;
+	uint32_t	flags;
+};
 
 struct run {
 	struct vmm_config cfg;
+	struct vmm_restore_config restore;
+	const char	*file;		/* of the snapshot to restore; NULL: boot */
 	const char	*dump;		/* write the device tree here, do not run */
-	int		no_reboot, timing, json, verbose;
+	const char	*snapshot;	/* write one here when the guest rings */
+	struct disk	disk[DISKS_MAX];
+	uint32_t	ndisks;
+	int		no_reboot, timing, json, verbose, rng, balloon, console;
 };
 
 static const struct argp_option run_options[] = {
@@ -91,6 +104,13 @@ static const struct argp_option run_options[] = {
 	{ "cpus", 'c', "N", 0, "virtual CPUs (1)", 2 },
 	{ "isa", OPT_ISA, "ISA", 0, "what the guest has, as rv64gc_zba, or lacks, as -v,-zbb", 2 },
 	{ "irqchip", OPT_IRQCHIP, "MODE", 0, "emul, hwaccel or auto (what is best here)", 2 },
+	{ "disk", OPT_DISK, "PATH[,ro][,overlay][,direct][,nosync]", 0,
+	  "a raw image or block device; may be repeated", 2 },
+	{ "rng", OPT_RNG, NULL, 0, "a source of entropy", 2 },
+	{ "balloon", OPT_BALLOON, NULL, 0, "give unused memory back to the host", 2 },
+	{ "console", OPT_CONSOLE, NULL, 0, "this terminal is hvc0 instead of ttyS0", 2 },
+	{ "snapshot-on-ready", OPT_SNAPSHOT, "FILE", 0,
+	  "when the guest rings its doorbell, save it to FILE", 3 },
 	{ "name", OPT_NAME, "NAME", 0, "of the machine, in logs and threads", 3 },
 	{ "no-reboot", OPT_NO_REBOOT, NULL, 0, "exit when the guest restarts", 3 },
 	{ "dump-dtb", OPT_DUMP, "FILE", 0, "write the device tree to FILE and exit", 3 },
@@ -144,6 +164,41 @@ static uint32_t parse_irqchip(const char *arg, struct argp_state *state)
 	return 0;
 }
 
+/* "PATH,ro,overlay", or of a restored machine "NAME=PATH,..." */
+static void parse_disk(struct run *run, char *arg, struct argp_state *state)
+{
+	static char names[DISKS_MAX][8];
+	static const struct {
+		const char	*word;
+		uint32_t	flag;
+	} words[] = { { "ro", VMM_READONLY }, { "overlay", VMM_OVERLAY }, { "direct", VMM_DIRECT },
+		      { "nosync", VMM_NOSYNC } };
+	struct disk *d = &run->disk[run->ndisks];
+	char *word, *save, *equals;
+	size_t i;
+
+	if (run->ndisks == DISKS_MAX)
+		argp_error(state, "more than %d disks", DISKS_MAX);
+	snprintf(names[run->ndisks], sizeof(names[0]), "disk%u", run->ndisks);
+	d->name = names[run->ndisks++];
+	d->path = strtok_r(arg, ",", &save);
+	if (!d->path)
+		argp_error(state, "a disk without a path");
+	equals = run->file ? strchr(d->path, '=') : NULL;
+	if (equals) {
+		*equals = 0;
+		d->name = d->path;
+		d->path = equals + 1;
+	}
+	while ((word = strtok_r(NULL, ",", &save))) {
+		for (i = 0; i < 4 && strcmp(word, words[i].word) != 0; i++)
+			;
+		if (i == 4)
+			argp_error(state, "not an option of a disk: %s", word);
+		d->flags |= words[i].flag;
+	}
+}
+
 static error_t run_parse(int key, char *arg, struct argp_state *state)
 {
 	struct run *run = state->input;
@@ -174,6 +229,21 @@ static error_t run_parse(int key, char *arg, struct argp_state *state)
 		break;
 	case OPT_NAME:
 		run->cfg.name = arg;
+		break;
+	case OPT_DISK:
+		parse_disk(run, arg, state);
+		break;
+	case OPT_RNG:
+		run->rng = 1;
+		break;
+	case OPT_BALLOON:
+		run->balloon = 1;
+		break;
+	case OPT_CONSOLE:
+		run->console = 1;
+		break;
+	case OPT_SNAPSHOT:
+		run->snapshot = arg;
 		break;
 	case OPT_NO_REBOOT:
 		run->no_reboot = 1;
@@ -331,6 +401,23 @@ static void keys_write(struct keys *k)
 	}
 }
 
+/* Save a running machine, and let it go on. */
+static int save_snapshot(struct vmm *vm, const char *path, struct vmm_error *err)
+{
+	struct vmm_snap *snap = NULL;
+	int rc;
+
+	rc = vmm_pause(vm, err);
+	if (rc == 0)
+		rc = vmm_snap_take(&snap, vm, err);
+	if (rc == 0)
+		rc = vmm_start(vm, err);
+	if (rc == 0)
+		rc = vmm_snap_write(snap, path, NULL, err);
+	vmm_snap_free(snap);
+	return rc;
+}
+
 /* What an event means for us: an exit code, or -1 to go on. */
 static int take_event(struct vmm *vm, const struct run *run, struct vmm_error *err)
 {
@@ -345,6 +432,10 @@ static int take_event(struct vmm *vm, const struct run *run, struct vmm_error *e
 		if (run->no_reboot)
 			return 0;
 		if (vmm_reset(vm, err) || vmm_start(vm, err))
+			return trouble(err);
+		return -1;
+	case VMM_EV_DOORBELL:
+		if (run->snapshot && save_snapshot(vm, run->snapshot, err))
 			return trouble(err);
 		return -1;
 	case VMM_EV_CRASH:
@@ -390,9 +481,17 @@ static int run_loop(struct vmm *vm, const struct run *run, int to_guest, int sig
 static int run_machine(struct vmm *vm, const struct run *run, int in, int out, int sigfd)
 {
 	struct vmm_error err;
+	uint32_t i;
 	int code;
 
-	if (vmm_add_serial(vm, in, 1, &err))
+	if (run->console ? vmm_add_console(vm, "console", in, 1, &err)
+			 : vmm_add_serial(vm, in, 1, &err))
+		return trouble(&err);
+	for (i = 0; i < run->ndisks; i++)
+		if (vmm_add_blk(vm, run->disk[i].name, run->disk[i].path, run->disk[i].flags, &err))
+			return trouble(&err);
+	if ((run->rng && vmm_add_rng(vm, "rng", &err)) ||
+	    (run->balloon && vmm_add_balloon(vm, "balloon", &err)))
 		return trouble(&err);
 	if (run->dump)
 		return dump_fdt(vm, run->dump, &err);
@@ -405,23 +504,14 @@ static int run_machine(struct vmm *vm, const struct run *run, int in, int out, i
 	return code;
 }
 
-static int cmd_run(int argc, char **argv)
+/* Set up signals and the pipe for what is typed; make the machine; run it. */
+static int run_any(struct run *run)
 {
-	const struct argp argp = { run_options, run_parse, NULL,
-		"Run a virtual machine, its console on this terminal.\v"
-		"Ctrl-A x leaves.  The exit code is the guest's; 125: vmm failed, 126: the guest "
-		"crashed, 130: left by Ctrl-A x.", NULL, NULL, NULL };
-	struct run run = { .cfg = VMM_CONFIG_INIT };
+	struct vmm_snap *snap = NULL;
 	struct vmm_error err;
-	struct vmm *vm;
+	struct vmm *vm = NULL;
 	sigset_t set;
 	int code, sigfd, pipefd[2];
-
-	run.cfg.memory = 256u << 20;
-	run.cfg.cmdline = "console=ttyS0";
-	run.cfg.log = show_log;
-	run.cfg.log_arg = &run;
-	argp_parse(&argp, argc, argv, 0, NULL, &run);
 
 	sigemptyset(&set);
 	sigaddset(&set, SIGINT);
@@ -435,11 +525,104 @@ static int cmd_run(int argc, char **argv)
 		fprintf(stderr, "vmm: %s\n", strerror(errno));
 		return EXIT_TROUBLE;
 	}
-	if (vmm_create(&vm, &run.cfg, &err))
-		return trouble(&err);
-	code = run_machine(vm, &run, pipefd[0], pipefd[1], sigfd);
+	if (run->file ? vmm_snap_open(&snap, run->file, &err) ||
+			vmm_restore(&vm, snap, &run->restore, &err)
+		      : vmm_create(&vm, &run->cfg, &err))
+		code = trouble(&err);
+	else
+		code = run_machine(vm, run, pipefd[0], pipefd[1], sigfd);
 	vmm_free(vm);
+	vmm_snap_free(snap);
 	return code;
+}
+
+#define KEYS_AND_CODES \
+	"Ctrl-A x leaves.  The exit code is the guest's; 125: vmm failed, 126: the guest " \
+	"crashed, 130: left by Ctrl-A x."
+
+static int cmd_run(int argc, char **argv)
+{
+	const struct argp argp = { run_options, run_parse, NULL,
+		"Run a virtual machine, its console on this terminal.\v" KEYS_AND_CODES, NULL, NULL,
+		NULL };
+	struct run run = { .cfg = VMM_CONFIG_INIT };
+
+	run.cfg.memory = 256u << 20;
+	run.cfg.log = show_log;
+	run.cfg.log_arg = &run;
+	argp_parse(&argp, argc, argv, 0, NULL, &run);
+	if (!run.cfg.cmdline)
+		run.cfg.cmdline = run.console ? "console=hvc0" : "console=ttyS0";
+	return run_any(&run);
+}
+
+/* ---- vmm restore, vmm verify ------------------------------------------------ */
+
+static const struct argp_option restore_options[] = {
+	{ "disk", OPT_DISK, "NAME=PATH[,ro][,overlay]...", 0,
+	  "another file behind the disk of that name; may be repeated", 1 },
+	{ "console", OPT_CONSOLE, NULL, 0, "this terminal is hvc0 instead of ttyS0", 1 },
+	{ "resume", OPT_RESUME, NULL, 0, "the original is gone: keep its identity", 2 },
+	{ "irqchip", OPT_IRQCHIP, "MODE", 0, "emul, hwaccel or auto (what is best here)", 2 },
+	{ "name", OPT_NAME, "NAME", 0, "of the machine, in logs and threads", 2 },
+	{ "snapshot-on-ready", OPT_SNAPSHOT, "FILE", 0,
+	  "when the guest rings its doorbell, save it to FILE", 2 },
+	{ "no-reboot", OPT_NO_REBOOT, NULL, 0, "exit when the guest restarts", 2 },
+	{ "timing", OPT_TIMING, NULL, 0, "tell where the time of the start went", 3 },
+	{ "json", OPT_JSON, NULL, 0, "... as JSON", 3 },
+	{ "verbose", 'v', NULL, 0, "show the library's log; twice: all of it", 3 },
+	{ NULL, 0, NULL, 0, NULL, 0 }
+};
+
+static error_t restore_parse(int key, char *arg, struct argp_state *state)
+{
+	struct run *run = state->input;
+
+	switch (key) {
+	case OPT_RESUME:
+		run->restore.flags |= VMM_RESUME;
+		return 0;
+	case ARGP_KEY_ARG:
+		if (state->arg_num)
+			argp_error(state, "more than one FILE");
+		run->file = arg;
+		return 0;
+	case ARGP_KEY_END:
+		if (!*run->file)
+			argp_error(state, "no FILE");
+		run->restore.irqchip = run->cfg.irqchip;
+		run->restore.name = run->cfg.name;
+		return 0;
+	default:
+		return run_parse(key, arg, state);
+	}
+}
+
+static int cmd_restore(int argc, char **argv)
+{
+	const struct argp argp = { restore_options, restore_parse, "FILE",
+		"Go on with a machine that was saved to FILE.\v" KEYS_AND_CODES, NULL, NULL, NULL };
+	struct run run = { .restore = VMM_RESTORE_INIT };
+
+	run.file = "";			/* "NAME=PATH" from the first option on */
+	run.restore.log = show_log;
+	run.restore.log_arg = &run;
+	argp_parse(&argp, argc, argv, 0, NULL, &run);
+	return run_any(&run);
+}
+
+static int cmd_verify(int argc, char **argv)
+{
+	struct vmm_error err;
+	int i, code = 0;
+
+	for (i = 1; i < argc; i++) {
+		if (vmm_snap_verify(argv[i], &err))
+			code = trouble(&err);
+		else
+			printf("%s: good\n", argv[i]);
+	}
+	return argc > 1 ? code : (fprintf(stderr, "usage: vmm verify FILE...\n"), EXIT_TROUBLE);
 }
 
 /* ---- vmm probe ----------------------------------------------------------- */
@@ -534,6 +717,8 @@ static const struct {
 	const char	*what;
 } commands[] = {
 	{ "run", cmd_run, "run a virtual machine" },
+	{ "restore", cmd_restore, "go on with a machine that was saved" },
+	{ "verify", cmd_verify, "check every byte of a saved machine" },
 	{ "probe", cmd_probe, "tell what this host offers" },
 };
 #define NCOMMANDS (sizeof(commands) / sizeof(commands[0]))

@@ -127,12 +127,14 @@ static int aia_fdt(struct irqchip *chip, void *fdt, uint32_t *phandle)
 
 /* ---- Save and load ------------------------------------------------------ */
 
-static uint32_t aplic_get(struct aia *a, uint32_t off)
+/* What KVM does not tell is no state to save: the writer has failed. */
+static void aplic_save(struct aia *a, struct writer *w, uint32_t off)
 {
 	uint32_t v = 0;
 
-	kvm_attr_get(a->fd, AIA_APLIC, off, &v);
-	return v;
+	if (kvm_attr_get(a->fd, AIA_APLIC, off, &v) < 0)
+		w->failed = 1;
+	put_u32(w, v);
 }
 
 static int aplic_set(struct aia *a, uint32_t off, uint32_t v)
@@ -150,18 +152,19 @@ static void aia_save(struct irqchip *chip, struct writer *w)
 
 	put_u32(w, AIA_NUM_SRCS);
 	put_u32(w, a->m->nvcpus);
-	put_u32(w, aplic_get(a, APLIC_INPUT));
+	aplic_save(a, w, APLIC_INPUT);
 	for (i = 0; i < AIA_NUM_SRCS; i++) {
-		put_u32(w, aplic_get(a, APLIC_SOURCECFG + 4 * i));
-		put_u32(w, aplic_get(a, APLIC_TARGET + 4 * i));
+		aplic_save(a, w, APLIC_SOURCECFG + 4 * i);
+		aplic_save(a, w, APLIC_TARGET + 4 * i);
 	}
-	put_u32(w, aplic_get(a, APLIC_SETIE));
-	put_u32(w, aplic_get(a, APLIC_SETIP));
-	put_u32(w, aplic_get(a, APLIC_DOMAINCFG));
+	aplic_save(a, w, APLIC_SETIE);
+	aplic_save(a, w, APLIC_SETIP);
+	aplic_save(a, w, APLIC_DOMAINCFG);
 	for (i = 0; i < a->m->nvcpus; i++) {
 		for (k = 0; k < 4; k++) {
 			v = 0;
-			kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(i, imsic[k]), &v);
+			if (kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(i, imsic[k]), &v) < 0)
+				w->failed = 1;
 			/* A file in memory gives its low word, sign-extended;
 			   identities from 32 on are never used. */
 			put_u32(w, (uint32_t)v);
@@ -229,6 +232,7 @@ static void aia_free(struct irqchip *chip)
 
 static const struct irqchip_ops aia_ops = {
 	.name	= "aia",
+	.version = 1,
 	.line	= aia_line,
 	.fdt	= aia_fdt,
 	.save	= aia_save,

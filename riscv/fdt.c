@@ -68,17 +68,15 @@ static const char *fdt_mmu(int vcpu)
 	return satp >= 10 ? "riscv,sv57" : satp == 9 ? "riscv,sv48" : "riscv,sv39";
 }
 
-static int fdt_cpus(void *fdt, struct machine *m, const struct isa *isa)
+static int fdt_cpus(void *fdt, struct machine *m, const struct isa *isa, uint64_t hz)
 {
 	char isa_line[1024], isa_names[1024], node[24];
 	const char *mmu = fdt_mmu(m->vcpu[0].fd);
 	size_t names = isa_list(isa, isa_names, sizeof(isa_names));
-	uint64_t hz = 0;
 	uint32_t i;
 	int e;
 
 	isa_string(isa, isa_line, sizeof(isa_line));
-	kvm_reg_get(m->vcpu[0].fd, TIMER_FREQUENCY, &hz);
 	e = fdt_begin_node(fdt, "cpus");
 	e |= fdt_property_u32(fdt, "#address-cells", 1);
 	e |= fdt_property_u32(fdt, "#size-cells", 0);
@@ -133,8 +131,12 @@ int fdt_build(struct machine *m, const struct fdt_config *cfg, void *buf, size_t
 	char console[64] = "", node[32];
 	const struct device *d;
 	uint32_t phandle = 0;
+	uint64_t hz = 0;
 	int e;
 
+	e = kvm_reg_get(m->vcpu[0].fd, TIMER_FREQUENCY, &hz);
+	if (e < 0)
+		return fail_sys(err, -e, "frequency of the guest's timer");
 	for (d = m->devices; d; d = d->next)
 		if (strcmp(d->ops->type, "serial") == 0)
 			snprintf(console, sizeof(console), "/soc/serial@%llx",
@@ -153,7 +155,7 @@ int fdt_build(struct machine *m, const struct fdt_config *cfg, void *buf, size_t
 	e |= fdt_text(buf, "device_type", "memory");
 	e |= fdt_reg(buf, m->mem.gpa, m->mem.size);
 	e |= fdt_end_node(buf);
-	e |= fdt_cpus(buf, m, cfg->isa);
+	e |= fdt_cpus(buf, m, cfg->isa, hz);
 	e |= m->irqchip->ops->fdt(m->irqchip, buf, &phandle);
 	e |= fdt_begin_node(buf, "soc");
 	e |= fdt_text(buf, "compatible", "simple-bus");

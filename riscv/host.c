@@ -45,6 +45,10 @@ int host_open(struct vmm_error *err)
 		return VMM_ENOKVM;
 	}
 	v = kvm_version(fd);
+	if (v < 0) {
+		close(fd);
+		return fail(err, VMM_ENOKVM, "/dev/kvm: is not KVM (%s)", strerrorname_np(-v));
+	}
 	if (v != KVM_API_VERSION) {
 		close(fd);
 		return fail(err, VMM_ENOKVM, "/dev/kvm: API version %d, not %d", v,

@@ -25,6 +25,7 @@
 #include "image.h"
 
 #define IMAGE_CHUNK	(128u << 10)
+#define IMAGE_ALIGN	(2ull << 20)
 
 /* One file while it is looked at: fd is ours to close. */
 struct image_file {
@@ -443,7 +444,12 @@ int image_load(const struct mem *mem, int fd, const char *name, struct image *ou
 		return rc;
 	rc = image_load_any(mem, &f, out, err);
 	close(f.fd);
-	return rc;
+	if (rc)
+		return rc;
+	/* Linux with CONFIG_STRICT_KERNEL_RWX claims all of its last 2 MiB, and
+	   an initrd in there is lost (arch/riscv/mm/init.c, setup_bootmem). */
+	out->end = (out->end + IMAGE_ALIGN - 1) & ~(IMAGE_ALIGN - 1);
+	return 0;
 }
 
 int image_initrd(const struct mem *mem, int fd, const char *name, uint64_t gpa, uint64_t *size,

@@ -9,7 +9,7 @@
 
 struct image {
 	uint64_t	entry;		/* where hart 0 begins */
-	uint64_t	end;		/* behind all that the kernel occupies */
+	uint64_t	end;		/* behind all that the kernel claims */
 };
 
 /* A file by its path or, if path is NULL, by a descriptor, which stays the

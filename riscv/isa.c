@@ -132,18 +132,14 @@ static int isa_subtract(const char *spec, const struct isa *host, struct isa *ou
 	return 0;
 }
 
-int isa_choose(const char *spec, const struct isa *host, struct isa *out, struct vmm_error *err)
+/* "rv64imafdc_zba_zbb": what to have. */
+static int isa_collect(const char *spec, const struct isa *host, struct isa *out,
+		       struct vmm_error *err)
 {
 	const char *p = spec;
 	size_t len;
 	int r;
 
-	if (!spec || !*spec) {
-		*out = *host;
-		return 0;
-	}
-	if (*spec == '-')
-		return isa_subtract(spec, host, out, err);
 	memset(out, 0, sizeof(*out));
 	if (strncasecmp(p, "rv64", 4) != 0)
 		return fail(err, VMM_EINVAL, "isa \"%.60s\": starts neither with rv64 nor with -",
@@ -157,6 +153,11 @@ int isa_choose(const char *spec, const struct isa *host, struct isa *out, struct
 			if (r)
 				return r;
 		}
+		/* g is these, too, but older kernels do not tell of them. */
+		if (tolower((unsigned char)*p) == 'g') {
+			isa_set(out, ISA_ZICSR, isa_has(host, ISA_ZICSR));
+			isa_set(out, ISA_ZIFENCEI, isa_has(host, ISA_ZIFENCEI));
+		}
 	}
 	while (*p) {
 		p += *p == '_';
@@ -166,6 +167,20 @@ int isa_choose(const char *spec, const struct isa *host, struct isa *out, struct
 			return r;
 		p += len;
 	}
+	return 0;
+}
+
+int isa_choose(const char *spec, const struct isa *host, struct isa *out, struct vmm_error *err)
+{
+	int r;
+
+	if (!spec || !*spec) {
+		*out = *host;
+		return 0;
+	}
+	r = *spec == '-' ? isa_subtract(spec, host, out, err) : isa_collect(spec, host, out, err);
+	if (r)
+		return r;
 	if (!isa_has(out, ISA_I))
 		return fail(err, VMM_EINVAL, "isa \"%.60s\": without i there is no machine", spec);
 	/* The interrupt controller is not the guest's to choose. */

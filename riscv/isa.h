@@ -16,7 +16,8 @@ struct isa {
 };
 
 enum { ISA_A = 0, ISA_D = 2, ISA_F = 3, ISA_H = 4, ISA_I = 5, ISA_SVPBMT = 7, ISA_SSTC = 8,
-       ISA_ZICBOM = 11, ISA_ZICBOZ = 12, ISA_SSAIA = 14, ISA_V = 15, ISA_ZICBOP = 71 };
+       ISA_ZICBOM = 11, ISA_ZICBOZ = 12, ISA_SSAIA = 14, ISA_V = 15, ISA_ZICSR = 20,
+       ISA_ZIFENCEI = 21, ISA_ZICBOP = 71 };
 
 int isa_has(const struct isa *isa, unsigned int ext);
 

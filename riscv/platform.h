@@ -12,6 +12,9 @@
 /* ns16550a (uart.c). */
 int uart_add(struct machine *m, int in_fd, int out_fd, struct vmm_error *err);
 
+/* Other descriptors behind the port of a machine that is not running. */
+int uart_replace(struct device *d, int in_fd, int out_fd, struct vmm_error *err);
+
 /* The same stream for the SBI console: bytes taken, bytes given.  d may be
    NULL: what goes out is dropped then.  I/O lock held. */
 size_t uart_put(struct device *d, const void *p, size_t n);

@@ -34,8 +34,13 @@
 
 #define CORE_PC		REG_CORE(0)
 #define CORE_X(n)	REG_CORE(n)	/* x1 .. x31 */
+#define CORE_MODE	REG_CORE(32)	/* 1: supervisor */
 #define X_A0		10
 #define X_A1		11
+
+#define CSR_SIP		REG_CSR(7)
+#define CSR_SCOUNTEREN	REG_CSR(9)
+#define CSR_SMSTATEEN	0x20000u	/* the subtype that holds sstateen0 */
 
 #define TIMER_FREQUENCY	REG_TIMER(0)
 #define TIMER_TIME	REG_TIMER(1)

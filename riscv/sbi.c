@@ -67,7 +67,8 @@ static void sbi_call(struct vcpu *v, struct kvm_sbi_exit *s)
 		dbcn(m, s);
 		break;
 	case SBI_LEGACY_PUTCHAR:
-		uart_put(machine_device(m, UART_NAME), &byte, 1);
+		if (!uart_put(machine_device(m, UART_NAME), &byte, 1))
+			s->ret[0] = SBI_FAILED;	/* no room now */
 		break;
 	case SBI_LEGACY_GETCHAR:
 		s->ret[0] = uart_get(machine_device(m, UART_NAME), &byte, 1) ? byte : (uint64_t)-1;

@@ -42,6 +42,8 @@ enum { UART_DATA = 0, UART_IER = 1, UART_IIR = 2, UART_LCR = 3, UART_MCR = 4, UA
 
 #define UART_FIFO	64u
 
+_Static_assert(STREAM_LOW >= UART_FIFO, "room that is not scarce is for a whole FIFO");
+
 struct uart {
 	struct device	dev;
 	struct stream	stream;
@@ -55,13 +57,19 @@ struct uart {
 	int		ready;		/* the stream has input for who asks */
 };
 
+/* THRE: a driver that finds it set writes a FIFO's worth of bytes at once. */
+static int uart_thre(const struct uart *u)
+{
+	return stream_room(&u->stream) >= STREAM_LOW;
+}
+
 static void uart_update(struct uart *u)
 {
 	uint8_t now = 0;
 
 	if (u->rx_len)
 		now |= IER_RX;
-	if (u->tx_empty && stream_room(&u->stream))
+	if (u->tx_empty && uart_thre(u))
 		now |= IER_TX;
 	now &= u->ier;
 	if (now & ~u->told)
@@ -99,7 +107,10 @@ static void uart_input(void *arg)
 
 static void uart_room(void *arg)
 {
-	uart_update(arg);
+	struct uart *u = arg;
+
+	u->tx_empty = 1;
+	uart_update(u);
 }
 
 static uint8_t uart_take(struct uart *u)
@@ -110,7 +121,9 @@ static uint8_t uart_take(struct uart *u)
 		return 0;
 	byte = u->rx[u->rx_head];
 	u->rx_head = (u->rx_head + 1) % UART_FIFO;
-	if (u->rx_len-- == UART_FIFO)
+	/* Not before the last byte is gone: one turn of the I/O thread for a
+	   FIFO of input, and a driver that drains it comes to an end. */
+	if (--u->rx_len == 0)
 		stream_want(&u->stream, 1);
 	return byte;
 }
@@ -121,7 +134,7 @@ static uint8_t uart_iir(struct uart *u)
 
 	if (u->rx_len && u->ier & IER_RX) {
 		id = IIR_RX;
-	} else if (u->tx_empty && u->ier & IER_TX) {
+	} else if (u->tx_empty && u->ier & IER_TX && uart_thre(u)) {
 		id = IIR_TX;
 		u->tx_empty = 0;	/* reading it is the acknowledgement */
 	}
@@ -153,8 +166,7 @@ static uint64_t uart_read(void *dev, uint64_t off, unsigned int len)
 	case UART_LSR:
 		if (u->ready)
 			uart_fill(u);
-		val = (uint8_t)((u->rx_len ? LSR_DR : 0) |
-				(stream_room(&u->stream) ? LSR_THRE : 0));
+		val = (uint8_t)((u->rx_len ? LSR_DR : 0) | (uart_thre(u) ? LSR_THRE : 0));
 		break;
 	case UART_MSR:
 		/* In loopback the outputs of MCR come back as inputs. */
@@ -209,9 +221,8 @@ static void uart_write(void *dev, uint64_t off, unsigned int len, uint64_t wide)
 		break;
 	case UART_IIR:			/* FCR */
 		if (val & FCR_CLEAR_RX) {
-			if (u->rx_len == UART_FIFO)
-				stream_want(&u->stream, 1);
 			u->rx_len = 0;
+			stream_want(&u->stream, 1);
 		}
 		u->fcr = val & FCR_ENABLE;
 		break;
@@ -282,6 +293,7 @@ static void uart_save(const struct device *d, struct writer *w)
 static int uart_load(struct device *d, struct reader *r, struct vmm_error *err)
 {
 	struct uart *u = (struct uart *)d;
+	uint32_t n;
 
 	u->ier = get_u8(r) & 0x0f;
 	u->fcr = get_u8(r) & FCR_ENABLE;
@@ -292,11 +304,14 @@ static int uart_load(struct device *d, struct reader *r, struct vmm_error *err)
 	u->dlm = get_u8(r);
 	u->tx_empty = get_u8(r) & 1;
 	u->told = get_u8(r) & 0x0f;
-	u->rx_len = get_u8(r);
-	u->rx_head = 0;
-	if (u->rx_len > UART_FIFO)
-		return fail(err, VMM_EFORMAT, "state of %s: %u bytes received", d->name, u->rx_len);
-	get_bytes(r, u->rx, u->rx_len);
+	n = get_u8(r);
+	u->rx_head = u->rx_len = 0;
+	if (n > UART_FIFO)
+		return fail(err, VMM_EFORMAT, "state of %s: %u bytes received", d->name, n);
+	u->rx_len = n;
+	get_bytes(r, u->rx, n);
+	u->ready = 0;
+	stream_want(&u->stream, u->rx_len < UART_FIFO);
 	return reader_end(r, d->name, err);
 }
 
@@ -304,6 +319,23 @@ static void uart_free(struct device *d)
 {
 	stream_close(&((struct uart *)d)->stream);
 	free(d);
+}
+
+int uart_replace(struct device *d, int in_fd, int out_fd, struct vmm_error *err)
+{
+	struct uart *u = (struct uart *)d;
+	struct stream old = u->stream;
+	struct loop *loop = old.loop;
+	int rc;
+
+	rc = stream_open(&u->stream, loop, in_fd, out_fd, uart_input, uart_room, u, err);
+	if (rc) {
+		u->stream = old;
+		return rc;
+	}
+	stream_close(&old);
+	stream_want(&u->stream, u->rx_len < UART_FIFO);
+	return 0;
 }
 
 static const struct bus_ops uart_bus = { uart_read, uart_write };
@@ -335,8 +367,10 @@ int uart_add(struct machine *m, int in_fd, int out_fd, struct vmm_error *err)
 		free(u);
 		return r;
 	}
-	r = machine_add(m, &u->dev, err);
-	if (r == 0)
-		stream_want(&u->stream, 1);
-	return r;
+	r = stream_want(&u->stream, 1);
+	if (r < 0) {
+		uart_free(&u->dev);
+		return fail_sys(err, -r, "console input, descriptor %d", in_fd);
+	}
+	return machine_add(m, &u->dev, err);
 }
