@@ -54,6 +54,7 @@ struct vmm {
 	uint64_t	mark_ns;	/* where the present stage began */
 	uint64_t	time;		/* guest time to go on from, in ticks */
 	struct vmm_snap	*snap;		/* it was restored from, or NULL */
+	uint64_t	snap_time;	/* guest time there */
 };
 
 /* ---- Library ------------------------------------------------------------- */
@@ -835,6 +836,7 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 	forget_fdt(vm);
 	memset(m->stage_ns, 0, sizeof(m->stage_ns));
 	m->exit_code = m->first_run_ns = 0;
+	vm->time = vm->snap_time;
 	vm->mark_ns = clock_ns();
 	for (d = m->devices; d; d = d->next)
 		d->ops->reset(d);
@@ -1270,7 +1272,7 @@ static int restore_machine(struct vmm *vm, const struct vmm_restore_config *c,
 		return rc;
 	vm->cfg.vcpus = get_u32(&r);
 	size = get_u64(&r);
-	vm->time = get_u64(&r);
+	vm->time = vm->snap_time = get_u64(&r);
 	vm->m.exit_code = get_u64(&r);
 	n = get_u32(&r);
 	if (r.failed || !vm->cfg.vcpus || vm->cfg.vcpus > VCPUS_MAX || !size ||

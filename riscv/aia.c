@@ -64,6 +64,11 @@ struct aia {
 	int		fd;
 };
 
+/* What of an interrupt file is saved, in the order in which it is loaded. */
+static const uint32_t imsic_regs[] = { IMSIC_EIE0, IMSIC_EIP0, IMSIC_EITHRESHOLD,
+				       IMSIC_EIDELIVERY };
+#define IMSIC_REGS	(sizeof(imsic_regs) / sizeof(imsic_regs[0]))
+
 static uint64_t imsic_attr(uint32_t hart, uint32_t reg)
 {
 	return (uint64_t)hart << 12 | reg;
@@ -144,8 +149,6 @@ static int aplic_set(struct aia *a, uint32_t off, uint32_t v)
 
 static void aia_save(struct irqchip *chip, struct writer *w)
 {
-	static const uint32_t imsic[] = { IMSIC_EIE0, IMSIC_EIP0, IMSIC_EITHRESHOLD,
-					  IMSIC_EIDELIVERY };
 	struct aia *a = (struct aia *)chip;
 	uint64_t v;
 	uint32_t i, k;
@@ -161,9 +164,9 @@ static void aia_save(struct irqchip *chip, struct writer *w)
 	aplic_save(a, w, APLIC_SETIP);
 	aplic_save(a, w, APLIC_DOMAINCFG);
 	for (i = 0; i < a->m->nvcpus; i++) {
-		for (k = 0; k < 4; k++) {
+		for (k = 0; k < IMSIC_REGS; k++) {
 			v = 0;
-			if (kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(i, imsic[k]), &v) < 0)
+			if (kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(i, imsic_regs[k]), &v) < 0)
 				w->failed = 1;
 			/* A file in memory gives its low word, sign-extended;
 			   identities from 32 on are never used. */
@@ -205,14 +208,12 @@ static int aia_load(struct irqchip *chip, struct reader *r, struct vmm_error *er
 	if (ip)
 		e |= aplic_set(a, APLIC_SETIP, ip);
 	for (i = 0; i < harts; i++) {
-		static const uint32_t imsic[] = { IMSIC_EIE0, IMSIC_EIP0, IMSIC_EITHRESHOLD,
-						  IMSIC_EIDELIVERY };
 		uint32_t k;
 
-		for (k = 0; k < 4; k++) {
+		for (k = 0; k < IMSIC_REGS; k++) {
 			v = get_u32(r);
 			if (v)
-				e |= kvm_attr_set(a->fd, AIA_IMSIC, imsic_attr(i, imsic[k]), &v);
+				e |= kvm_attr_set(a->fd, AIA_IMSIC, imsic_attr(i, imsic_regs[k]), &v);
 		}
 	}
 	if (domain & APLIC_IE)

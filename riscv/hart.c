@@ -8,7 +8,8 @@
  * here.  Not kept so are
  *
  *	CONFIG, ISA, SBI	as words of flags, and compared with the host's
- *	TIMER			by name: its parts are loaded at different moments
+ *	TIMER			by name: its parts are loaded at different moments;
+ *				the time is one for all harts, and the machine's
  *
  * A register that is zero is not kept, as it is zero on a fresh vCPU; those few
  * that may be something else there always are (hart_always).
@@ -171,7 +172,6 @@ int hart_save(struct vcpu *v, struct writer *w, struct vmm_error *err)
 	put_u64(w, hart_get(v, CONFIG_SATP));
 	put_u64(w, isa_has(&isa, ISA_V) ? hart_get(v, REG_VLENB) : 0);
 	put_u64(w, hart_get(v, TIMER_FREQUENCY));
-	put_u64(w, hart_get(v, TIMER_TIME));
 	put_u64(w, hart_get(v, TIMER_COMPARE));
 	put_u64(w, hart_get(v, TIMER_STATE));
 	put_u32(w, mp);
@@ -198,7 +198,6 @@ int hart_begin(struct reader *r, struct hart_config *c, struct vmm_error *err)
 	c->satp = get_u64(r);
 	c->vlenb = get_u64(r);
 	c->hz = get_u64(r);
-	c->time = get_u64(r);
 	c->compare = get_u64(r);
 	c->timer_on = get_u64(r);
 	c->mp_state = get_u32(r);

@@ -27,7 +27,7 @@ struct hart_config {
 	uint64_t	machine[3];		/* mvendorid, marchid, mimpid */
 	uint64_t	block[3];		/* cache blocks: zicbom, zicboz, zicbop */
 	uint64_t	satp, vlenb, hz;
-	uint64_t	time, compare, timer_on;
+	uint64_t	compare, timer_on;
 	uint32_t	mp_state;
 };
 

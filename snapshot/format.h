@@ -20,7 +20,8 @@
 #define SNAP_PAGE		4096u
 #define SNAP_CHUNK		65536u
 #define SNAP_CHUNK_PAGES	16u
-#define SNAP_FRAME_MAX		(SNAP_CHUNK + 10u)	/* a raw block and its headers */
+#define SNAP_RAW_HEAD		10u		/* before the bytes of a raw block */
+#define SNAP_FRAME_MAX		(SNAP_CHUNK + SNAP_RAW_HEAD)
 #define SNAP_RAM_MAX		(1ull << 42)
 #define SNAP_PARTS_MAX		4u		/* descriptors of one chunk */
 #define SNAP_GROUP_MAX		256u		/* descriptors of one group */
@@ -29,7 +30,7 @@
 #define SNAP_SECTIONS_MAX	4096u
 #define SNAP_NAME_MAX		40u		/* a section's name and its zero */
 
-/* Every metadata frame: this, a payload, and the XXH3-64 of all before it. */
+/* Every metadata frame: this, a payload, and the XXH64 of all before it. */
 struct snap_frame {
 	uint32_t	magic;
 	uint32_t	size;		/* of the frame, less 8 */

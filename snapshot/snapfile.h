@@ -27,8 +27,6 @@
 #include "../core/state.h"
 #include "format.h"
 
-struct XXH3_state_s;
-struct ZSTD_CCtx_s;
 struct ZSTD_DCtx_s;
 
 /* ---- Writing ----------------------------------------------------------- */
@@ -172,7 +170,7 @@ uint64_t snapfile_gpa(const struct snapfile *f, uint64_t off);
 /* What it takes to decode: one for each thread. */
 struct snap_decoder {
 	struct ZSTD_DCtx_s *zstd;
-	uint8_t		*frame;		/* SNAP_FRAME_MAX */
+	uint8_t		*buf, *frame;	/* SNAP_FRAME_MAX bytes in buf */
 	uint8_t		*plain;		/* SNAP_CHUNK */
 };
 
@@ -193,11 +191,11 @@ int snapfile_decode(const struct snapfile *f, struct snap_decoder *d, uint64_t c
 		    struct vmm_error *err);
 
 /*
- * Decode the 16 (the last: fewer) pages of a frame of the working set into
- * 64 KiB at dst.
+ * Decode a frame of the working set: *plain are its 16 (the last: fewer) pages,
+ * somewhere in the decoder, until that is used again.
  */
-int snapfile_decode_ws(const struct snapfile *f, struct snap_decoder *d, uint32_t frame, void *dst,
-		       struct vmm_error *err);
+int snapfile_decode_ws(const struct snapfile *f, struct snap_decoder *d, uint32_t frame,
+		       const uint8_t **plain, struct vmm_error *err);
 
 /*
  * Put all of RAM (or the working set) where zeroes are now: into a memfd if
@@ -253,7 +251,7 @@ struct snap_out {
 	uint64_t	off;		/* bytes written */
 	int		masked, hit;
 	sigset_t	oldmask;
-	struct XXH3_state_s *manifest;
+	uint64_t	hashes[3];	/* of header, state, index */
 	struct snap_footer footer;
 	struct writer	meta;		/* a metadata frame in the making */
 };
@@ -286,22 +284,17 @@ int snap_put_footer(struct snap_out *o, struct vmm_error *err);
 int snap_ws_tidy(const uint64_t *ws, uint32_t nws, uint64_t ram_pages, uint64_t **out,
 		 uint32_t *n, struct vmm_error *err);
 
-/* XXH3-64; a frame's descriptor is made of it in two places. */
-uint64_t snap_hash(const void *p, size_t n);
+uint64_t snap_hash(const void *p, size_t n);		/* XXH64 */
+void snap_manifest(const uint64_t hashes[3], uint8_t id[16]);
+void snap_raw_head(uint8_t head[SNAP_RAW_HEAD], size_t n);
 int snap_is_zero(const void *page);
-
-/* One zstd frame of n bytes, at most a chunk, at dst, which has room for
-   SNAP_BOUND; what does not shrink becomes one raw block.  0: out of memory. */
-#define SNAP_BOUND	(SNAP_CHUNK + SNAP_CHUNK / 128)
-size_t snap_compress(struct ZSTD_CCtx_s *z, uint8_t *dst, const void *src, size_t n);
 int snap_read_at(int fd, const char *name, void *buf, size_t n, uint64_t off,
 		 struct vmm_error *err);
 unsigned int snap_threads(unsigned int want);
 
-/* Decode the stored pages of e, packed, into dst; frame: its bytes where they
-   have been read already, else NULL. */
+/* Decode the stored pages of e, packed: *plain is dst, a chunk, or d->frame. */
 int snap_unpack(const struct snapfile *f, struct snap_decoder *d, const struct snap_entry *e,
-		const void *frame, uint8_t *dst, struct vmm_error *err);
+		uint8_t *dst, const uint8_t **plain, struct vmm_error *err);
 
 /* The bytes of e's frame, checked but not decoded, in d->frame. */
 int snap_read_frame(const struct snapfile *f, struct snap_decoder *d, const struct snap_entry *e,
@@ -314,8 +307,9 @@ uint32_t *snap_order(const struct snapfile *f, struct vmm_error *err);
 /* Whether two descriptors mean one frame. */
 int snap_same_frame(const struct snap_entry *a, const struct snap_entry *b);
 
-/* Read and check the metadata frame at off, which lies before end; free() it. */
+/* Read and check the metadata frame at off, which lies before end and may be
+   guess bytes long; free() it. */
 int snap_read_meta(int fd, const char *name, const char *tag, uint64_t off, uint64_t end,
-		   uint8_t **frame, size_t *size, struct vmm_error *err);
+		   size_t guess, uint8_t **frame, size_t *size, struct vmm_error *err);
 
 #endif

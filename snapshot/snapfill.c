@@ -3,8 +3,8 @@
  * snapfill.c - all of RAM, or the working set, on n threads; verify.
  *
  * The descriptors are put in the order in which their frames lie on disk and
- * cut into jobs of about a megabyte of file: one read, then decode after
- * decode from a buffer that stays in the cache.  Frames that several chunks
+ * cut into jobs of about a megabyte of file, which is asked for at once and then
+ * read and decoded frame by frame, in buffers that stay in the cache.  Frames that several chunks
  * share lie side by side in this order and are decoded once.  What comes out
  * goes to the memfd by pwrite(), in runs of pages: the kernel then neither
  * faults nor clears what is about to be overwritten.
@@ -16,6 +16,7 @@
  * proves that the file has no byte that nobody checks.
  */
 #include <errno.h>
+#include <fcntl.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdio.h>
@@ -27,7 +28,8 @@
 #include "snapfile.h"
 
 #define SNAPFILL_SPAN	(1u << 20)	/* bytes of file in one job, about */
-#define SNAPFILL_GAP	65536u		/* that are read rather than skipped */
+#define SNAPFILL_GAP	65536u		/* that are read ahead rather than skipped */
+#define SNAPFILL_GROUP	2048u		/* bytes of a group's descriptors, usually */
 #define SNAPFILL_FILLS	256u		/* chunks without a frame in one job */
 #define SNAPFILL_FRAMES	8u		/* of the working set in one job */
 #define SNAPFILL_THREADS 256u
@@ -40,13 +42,12 @@ struct snapfill {
 	const struct snapfile *f;
 	int		fd;
 	uint8_t		*map;
-	int		(*run)(struct snapfill *s, struct snap_decoder *d, uint8_t *buf,
-			       uint32_t job, struct vmm_error *err);
+	int		(*run)(struct snapfill *s, struct snap_decoder *d, uint32_t job,
+			       struct vmm_error *err);
 	uint32_t	*order;
 	struct snapfill_job *jobs;
 	uint64_t	*pages;		/* of the working set, those stored */
 	uint32_t	npages;
-	size_t		span;		/* of the largest job */
 	uint32_t	njobs;
 	uint32_t	next;		/* atomic */
 	pthread_mutex_t	lock;
@@ -74,17 +75,15 @@ static void *snapfill_work(void *arg)
 	struct snapfill *s = arg;
 	struct snap_decoder d = { 0 };
 	struct vmm_error err = { 0 };
-	uint8_t *buf = malloc(s->span);
 	uint32_t job;
 	int rc;
 
-	rc = buf ? snap_decoder_init(&d, &err)
-		 : fail(&err, VMM_ENOMEM, "%s: out of memory", s->f->name);
+	rc = snap_decoder_init(&d, &err);
 	while (!rc) {
 		job = __atomic_fetch_add(&s->next, 1, __ATOMIC_RELAXED);
 		if (job >= s->njobs)
 			break;
-		rc = s->run(s, &d, buf, job, &err);
+		rc = s->run(s, &d, job, &err);
 	}
 	if (rc) {
 		/* Above njobs it stays: an overflow takes 2^32 threads. */
@@ -97,7 +96,6 @@ static void *snapfill_work(void *arg)
 		pthread_mutex_unlock(&s->lock);
 	}
 	snap_decoder_fini(&d);
-	free(buf);
 	return NULL;
 }
 
@@ -222,7 +220,7 @@ static int snapfill_scatter(const struct snapfill *s, const struct snap_entry *e
 	return 0;
 }
 
-static int snapfill_ram(struct snapfill *s, struct snap_decoder *d, uint8_t *buf, uint32_t job,
+static int snapfill_ram(struct snapfill *s, struct snap_decoder *d, uint32_t job,
 			struct vmm_error *err)
 {
 	const struct snapfill_job *j = &s->jobs[job];
@@ -230,22 +228,19 @@ static int snapfill_ram(struct snapfill *s, struct snap_decoder *d, uint8_t *buf
 	const struct snap_entry *e = &f->entries[s->order[j->first]], *prev = NULL;
 	const struct snap_entry *last = &f->entries[s->order[j->first + j->n - 1]];
 	uint32_t layer = snap_entry_layer(e), i;
-	uint64_t start = e->off;
+	const uint8_t *plain = NULL;
 	int rc = 0;
 
 	if (snap_entry_kind(e) == SNAP_KIND_FRAME)
-		rc = snap_read_at(layer ? f->layers[layer - 1].fd : f->fd,
-				  layer ? f->layers[layer - 1].path : f->name, buf,
-				  (size_t)(last->off + snap_entry_len(last) - start), start, err);
-	for (i = 0; i < j->n && !rc; i++) {
+		posix_fadvise(layer ? f->layers[layer - 1].fd : f->fd, (off_t)e->off,
+			      (off_t)(last->off + snap_entry_len(last) - e->off),
+			      POSIX_FADV_WILLNEED);
+	for (i = 0; i < j->n && !rc; i++, prev = e) {
 		e = &f->entries[s->order[j->first + i]];
-		if (snap_entry_kind(e) == SNAP_KIND_FILL)
-			rc = snap_unpack(f, d, e, NULL, d->plain, err);
-		else if (!prev || !snap_same_frame(prev, e))
-			rc = snap_unpack(f, d, e, buf + (e->off - start), d->plain, err);
-		prev = e;
+		if (!prev || !snap_same_frame(prev, e))
+			rc = snap_unpack(f, d, e, d->plain, &plain, err);
 		if (!rc)
-			rc = snapfill_scatter(s, e, d->plain, err);
+			rc = snapfill_scatter(s, e, plain, err);
 	}
 	return rc;
 }
@@ -254,15 +249,12 @@ static int snapfill_ram(struct snapfill *s, struct snap_decoder *d, uint8_t *buf
 static int snapfill_joins(const struct snap_entry *start, const struct snap_entry *last,
 			  const struct snap_entry *e, uint32_t n)
 {
-	uint64_t end = last->off + snap_entry_len(last);
-
 	if (snap_entry_kind(e) != snap_entry_kind(start))
 		return 0;
 	if (snap_entry_kind(e) == SNAP_KIND_FILL)
 		return n < SNAPFILL_FILLS;
-	/* Frames that overlap are hostile; the last must end last. */
 	return snap_entry_layer(e) == snap_entry_layer(start) &&
-	       e->off + snap_entry_len(e) >= end && e->off < end + SNAPFILL_GAP &&
+	       e->off < last->off + snap_entry_len(last) + SNAPFILL_GAP &&
 	       e->off - start->off < SNAPFILL_SPAN;
 }
 
@@ -288,9 +280,6 @@ static int snapfill_plan(struct snapfill *s, struct vmm_error *err)
 		}
 		j->n++;
 		last = e;
-		if (snap_entry_kind(e) == SNAP_KIND_FRAME &&
-		    e->off + snap_entry_len(e) - start->off > s->span)
-			s->span = (size_t)(e->off + snap_entry_len(e) - start->off);
 	}
 	return 0;
 }
@@ -298,9 +287,7 @@ static int snapfill_plan(struct snapfill *s, struct vmm_error *err)
 int snapfile_fill(const struct snapfile *f, int fd, void *map, unsigned int threads,
 		  struct vmm_error *err)
 {
-	struct snapfill s = {
-		.f = f, .fd = fd, .map = fd < 0 ? map : NULL, .run = snapfill_ram, .span = 1
-	};
+	struct snapfill s = { .f = f, .fd = fd, .map = fd < 0 ? map : NULL, .run = snapfill_ram };
 	uint32_t i;
 	int rc = 0;
 
@@ -322,23 +309,24 @@ int snapfile_fill(const struct snapfile *f, int fd, void *map, unsigned int thre
 
 /* ---- Working set -------------------------------------------------------- */
 
-static int snapfill_ws(struct snapfill *s, struct snap_decoder *d, uint8_t *buf, uint32_t job,
+static int snapfill_ws(struct snapfill *s, struct snap_decoder *d, uint32_t job,
 		       struct vmm_error *err)
 {
 	uint32_t k = job * SNAPFILL_FRAMES, end = k + SNAPFILL_FRAMES, i, n, run;
+	const uint8_t *plain;
 	int rc = 0;
 
 	for (; k < end && k < s->f->ws.nframes && !rc; k++) {
 		const uint64_t *page = s->pages + (size_t)k * SNAP_CHUNK_PAGES;
 
-		rc = snapfile_decode_ws(s->f, d, k, buf, err);
+		rc = snapfile_decode_ws(s->f, d, k, &plain, err);
 		n = s->npages - k * SNAP_CHUNK_PAGES;
 		if (n > SNAP_CHUNK_PAGES)
 			n = SNAP_CHUNK_PAGES;
 		for (i = 0; i < n && !rc; i += run) {
 			for (run = 1; i + run < n && page[i + run] == page[i] + run; run++)
 				;
-			rc = snapfill_store(s, buf + i * SNAP_PAGE, run * SNAP_PAGE,
+			rc = snapfill_store(s, plain + i * SNAP_PAGE, run * SNAP_PAGE,
 					    page[i] * SNAP_PAGE, err);
 		}
 	}
@@ -348,9 +336,7 @@ static int snapfill_ws(struct snapfill *s, struct snap_decoder *d, uint8_t *buf,
 int snapfile_fill_ws(const struct snapfile *f, int fd, void *map, unsigned int threads,
 		     struct vmm_error *err)
 {
-	struct snapfill s = {
-		.f = f, .fd = fd, .map = fd < 0 ? map : NULL, .run = snapfill_ws, .span = SNAP_CHUNK
-	};
+	struct snapfill s = { .f = f, .fd = fd, .map = fd < 0 ? map : NULL, .run = snapfill_ws };
 	uint32_t i;
 	int rc;
 
@@ -383,8 +369,8 @@ static int snapfill_walk(const struct snapfile *f, struct vmm_error *err)
 	int rc;
 
 	while (off < f->footer.index_off) {
-		rc = snap_read_meta(f->fd, f->name, SNAP_TAG_GROUP, off, f->footer.index_off, &group,
-				    &size, err);
+		rc = snap_read_meta(f->fd, f->name, SNAP_TAG_GROUP, off, f->footer.index_off,
+				    SNAPFILL_GROUP, &group, &size, err);
 		if (rc)
 			return rc;
 		at = off;

@@ -67,16 +67,17 @@ static int snapmerge_groups(struct snap_out *o, const struct snapfile *f, const 
 	return rc;
 }
 
-/* The working set of f once more: small, it is compressed anew. */
+/* The working set of f once more. */
 static int snapmerge_ws(struct snap_out *o, const struct snapfile *f, struct vmm_error *err)
 {
-	uint8_t *plain = calloc((size_t)f->ws.npages + 1, SNAP_PAGE), *chunk = malloc(SNAP_CHUNK);
 	uint64_t *list = malloc(((size_t)f->ws.npages + 1) * sizeof(*list));
+	uint8_t *plain = calloc((size_t)f->ws.npages + 1, SNAP_PAGE);
+	const uint8_t *chunk = NULL;
 	struct snap_decoder d = { 0 };
 	uint32_t i, slot = 0;
 	int rc;
 
-	if (!plain || !chunk || !list)
+	if (!plain || !list)
 		rc = fail(err, VMM_ENOMEM, "%s: out of memory", o->name);
 	else
 		rc = snap_decoder_init(&d, err);
@@ -85,15 +86,15 @@ static int snapmerge_ws(struct snap_out *o, const struct snapfile *f, struct vmm
 		if (f->ws.pages[i] & SNAP_WS_ZERO)
 			continue;
 		if (slot % SNAP_CHUNK_PAGES == 0)
-			rc = snapfile_decode_ws(f, &d, slot / SNAP_CHUNK_PAGES, chunk, err);
-		memcpy(plain + (size_t)i * SNAP_PAGE, chunk + slot++ % SNAP_CHUNK_PAGES * SNAP_PAGE,
-		       SNAP_PAGE);
+			rc = snapfile_decode_ws(f, &d, slot / SNAP_CHUNK_PAGES, &chunk, err);
+		if (!rc)
+			memcpy(plain + (size_t)i * SNAP_PAGE,
+			       chunk + slot++ % SNAP_CHUNK_PAGES * SNAP_PAGE, SNAP_PAGE);
 	}
 	if (!rc)
 		rc = snap_put_ws(o, list, f->ws.npages, plain, err);
 	snap_decoder_fini(&d);
 	free(plain);
-	free(chunk);
 	free(list);
 	return rc;
 }

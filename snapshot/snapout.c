@@ -25,7 +25,6 @@
 #include <sys/random.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "snapfile.h"
 
@@ -252,7 +251,6 @@ int snap_out_end(struct snap_out *o, int rc, struct vmm_error *err)
 	free(o->base);
 	free(o->dir);
 	free(o->meta.data);
-	XXH3_freeState(o->manifest);
 	snapout_reset(o);
 	return rc;
 }

@@ -5,20 +5,17 @@
  *
  * Whoever writes a file (snapwrite.c, snapmerge.c) puts the parts in order;
  * here each gets its bytes, its hash, and its place in the footer and in the
- * manifest.  Nothing here asks how a frame was compressed, but for the working
- * set, which is small and compressed on the spot.
+ * manifest.  The working set's frames are made here too, of raw blocks: it is
+ * read whenever a machine is to start soon, and a copy is what decodes fastest
+ * (docs/snapshot-format.md, 11).
  */
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
-#include <xxhash.h>
-#include <zstd.h>
 
 #include "snapfile.h"
-
-#define SNAPPARTS_WS_LEVEL	(-1)	/* decodes fastest, by a third */
 
 static int snapparts_nomem(const struct snap_out *o, struct vmm_error *err)
 {
@@ -36,22 +33,25 @@ static void snapparts_begin(struct snap_out *o, const char *tag)
 	put_bytes(&o->meta, tag, 8);
 }
 
-/* manifest: whether the frame is part of what the snapshot is. */
-static int snapparts_end(struct snap_out *o, int manifest, struct vmm_error *err)
+/* hash: where to keep it, or NULL. */
+static int snapparts_end(struct snap_out *o, uint64_t *hash, struct vmm_error *err)
 {
 	struct writer *w = &o->meta;
+	uint64_t h = 0;
 	size_t total = w->len + SNAP_HASH_SIZE;
 	uint32_t size = (uint32_t)(total - 8);
 
 	if (total - 8 > UINT32_MAX)
 		return fail(err, VMM_ENOTSUP, "%s: too much RAM or state for this format", o->name);
-	if (!w->failed)
+	if (!w->failed) {
 		memcpy(w->data + offsetof(struct snap_frame, size), &size, sizeof(size));
-	put_u64(w, w->failed ? 0 : snap_hash(w->data, w->len));
+		h = snap_hash(w->data, w->len);
+		put_u64(w, h);
+	}
 	if (w->failed)
 		return snapparts_nomem(o, err);
-	if (manifest)
-		XXH3_128bits_update(o->manifest, w->data, w->len);
+	if (hash)
+		*hash = h;
 	return snap_out_put(o, w->data, w->len, err);
 }
 
@@ -201,10 +201,6 @@ int snap_put_head(struct snap_out *o, const struct snap_image *image,
 	rc = snapparts_check(o, image, parent, err);
 	if (rc)
 		return rc;
-	o->manifest = XXH3_createState();
-	if (!o->manifest)
-		return snapparts_nomem(o, err);
-	XXH3_128bits_reset(o->manifest);
 	memcpy(h.uuid, image->uuid, 16);
 	if (!memcmp(h.uuid, zero, 16) && getrandom(h.uuid, 16, 0) != 16)
 		return fail(err, VMM_ESYS, "%s: no random numbers for its uuid", o->name);
@@ -219,14 +215,14 @@ int snap_put_head(struct snap_out *o, const struct snap_image *image,
 	if (image->about)
 		snapparts_section(&o->meta, "about", 1, 0, image->about, strlen(image->about));
 	if (!rc)
-		rc = snapparts_end(o, 1, err);
+		rc = snapparts_end(o, &o->hashes[0], err);
 	if (rc)
 		return rc;
 
 	snapparts_begin(o, SNAP_TAG_STATE);
 	for (i = 0; i < image->nsections; i++, s++)
 		snapparts_section(&o->meta, s->name, s->version, s->flags, s->data, s->len);
-	return snapparts_end(o, 1, err);
+	return snapparts_end(o, &o->hashes[1], err);
 }
 
 /* ---- Groups and index --------------------------------------------------- */
@@ -243,7 +239,7 @@ int snap_put_group(struct snap_out *o, const struct snap_entry *entries, uint32_
 
 	snapparts_begin(o, SNAP_TAG_GROUP);
 	put_bytes(&o->meta, entries, n * sizeof(*entries));
-	rc = snapparts_end(o, 0, err);
+	rc = snapparts_end(o, NULL, err);
 	return rc ? rc : snap_out_put(o, frames, len, err);
 }
 
@@ -255,26 +251,21 @@ int snap_put_index(struct snap_out *o, const struct snap_entry *entries, uint32_
 	o->footer.index_off = o->off;
 	snapparts_begin(o, SNAP_TAG_INDEX);
 	put_bytes(&o->meta, entries, n * sizeof(*entries));
-	rc = snapparts_end(o, 1, err);
+	rc = snapparts_end(o, &o->hashes[2], err);
 	o->footer.index_size = o->off - o->footer.index_off;
+	snap_manifest(o->hashes, o->footer.manifest);
 	return rc;
 }
 
 int snap_put_footer(struct snap_out *o, struct vmm_error *err)
 {
 	struct snap_footer *t = &o->footer;
-	XXH128_hash_t h;
 
-	/* A file that only learns keeps the manifest it had. */
-	if (o->manifest) {
-		h = XXH3_128bits_digest(o->manifest);
-		memcpy(t->manifest, &h, 16);
-	}
 	t->file_size = o->off + sizeof(*t);
 	snapparts_begin(o, SNAP_TAG_FOOTER);
 	put_bytes(&o->meta, (const uint8_t *)t + sizeof(t->frame),
 		  sizeof(*t) - sizeof(t->frame) - sizeof(t->hash));
-	return snapparts_end(o, 0, err);
+	return snapparts_end(o, NULL, err);
 }
 
 /* ---- Working set -------------------------------------------------------- */
@@ -318,66 +309,53 @@ out:
 int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint8_t *plain,
 		struct vmm_error *err)
 {
-	size_t len = 0, n, got;
-	uint32_t i, k = 0, stored = 0, nframes;
-	struct snap_ws_frame *frame = NULL;
-	ZSTD_CCtx *z = ZSTD_createCCtx();
-	uint8_t *packed = NULL, *out = NULL;
-	uint64_t *list;
-	int rc = 0;
+	struct snap_ws_frame *frame = calloc(nws / SNAP_CHUNK_PAGES + 1, sizeof(*frame));
+	uint64_t *list = malloc(((size_t)nws + 1) * sizeof(*list));
+	uint8_t *out = malloc((nws / SNAP_CHUNK_PAGES + 1) * (size_t)SNAP_FRAME_MAX);
+	uint32_t i, k, left, nframes, stored = 0;
+	size_t len = 0, n;
+	int rc;
 
-	o->footer.ws_off = o->footer.ws_size = 0;
-	list = malloc((nws + 1) * sizeof(*list));
-	packed = malloc((size_t)nws * SNAP_PAGE + 1);
-	if (!z || !list || !packed)
-		goto nomem;
+	if (!frame || !list || !out) {
+		rc = snapparts_nomem(o, err);
+		goto out;
+	}
+	/* Each page to its place behind the heads of the frames so far. */
 	for (i = 0; i < nws; i++, plain += SNAP_PAGE) {
 		list[i] = ws[i];
-		if (snap_is_zero(plain))
+		if (snap_is_zero(plain)) {
 			list[i] |= SNAP_WS_ZERO;
-		else
-			memcpy(packed + (size_t)stored++ * SNAP_PAGE, plain, SNAP_PAGE);
+			continue;
+		}
+		memcpy(out + (size_t)(stored / SNAP_CHUNK_PAGES + 1) * SNAP_RAW_HEAD +
+			       (size_t)stored * SNAP_PAGE,
+		       plain, SNAP_PAGE);
+		stored++;
 	}
 	nframes = (stored + SNAP_CHUNK_PAGES - 1) / SNAP_CHUNK_PAGES;
-	frame = calloc(nframes + 1, sizeof(*frame));
-	out = malloc((size_t)nframes * SNAP_BOUND + 1);
-	if (!frame || !out)
-		goto nomem;
 	o->footer.ws_off = o->off;
 	o->footer.ws_size = sizeof(struct snap_ws_head) + SNAP_HASH_SIZE + nws * sizeof(*list) +
 			    nframes * sizeof(*frame);
-	ZSTD_CCtx_setParameter(z, ZSTD_c_compressionLevel, SNAPPARTS_WS_LEVEL);
-	for (k = 0; k < nframes; k++) {
-		const uint8_t *src = packed + (size_t)k * SNAP_CHUNK;
-
-		n = (size_t)(stored - k * SNAP_CHUNK_PAGES) * SNAP_PAGE;
-		if (n > SNAP_CHUNK)
-			n = SNAP_CHUNK;
-		got = snap_compress(z, out + len, src, n);
-		if (!got)
-			goto nomem;
+	for (k = 0, left = stored; k < nframes; k++, left -= SNAP_CHUNK_PAGES) {
+		n = (left < SNAP_CHUNK_PAGES ? left : SNAP_CHUNK_PAGES) * (size_t)SNAP_PAGE;
+		snap_raw_head(out + len, n);
 		frame[k].off = o->off + o->footer.ws_size + len;
-		frame[k].len = (uint32_t)got;
-		frame[k].check = (uint32_t)snap_hash(out + len, got);
-		frame[k].hash = snap_hash(src, n);
-		len += got;
+		frame[k].len = (uint32_t)(SNAP_RAW_HEAD + n);
+		frame[k].hash = snap_hash(out + len + SNAP_RAW_HEAD, n);
+		frame[k].check = (uint32_t)snap_hash(out + len, SNAP_RAW_HEAD + n);
+		len += SNAP_RAW_HEAD + n;
 	}
 	snapparts_begin(o, SNAP_TAG_WORKSET);
 	put_u32(&o->meta, nws);
 	put_u32(&o->meta, nframes);
 	put_bytes(&o->meta, list, nws * sizeof(*list));
 	put_bytes(&o->meta, frame, nframes * sizeof(*frame));
-	rc = snapparts_end(o, 0, err);
+	rc = snapparts_end(o, NULL, err);
 	if (!rc)
 		rc = snap_out_put(o, out, len, err);
-	goto out;
-nomem:
-	rc = snapparts_nomem(o, err);
 out:
-	ZSTD_freeCCtx(z);
-	free(list);
-	free(packed);
 	free(frame);
+	free(list);
 	free(out);
 	return rc;
 }

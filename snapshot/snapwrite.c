@@ -31,6 +31,7 @@
 #define SNAPWRITE_CHUNKS	32u	/* in a group */
 #define SNAPWRITE_ITEMS		(SNAPWRITE_CHUNKS * SNAP_PARTS_MAX)
 #define SNAPWRITE_THREADS	64u
+#define SNAPWRITE_BOUND		(SNAP_CHUNK + SNAP_CHUNK / 128)	/* zstd's, and more */
 
 _Static_assert(SNAPWRITE_ITEMS <= SNAP_GROUP_MAX, "a group holds what a slot holds");
 
@@ -267,25 +268,21 @@ static int snapwrite_room(struct snapwrite *w, uint32_t n)
 
 /* ---- One chunk ---------------------------------------------------------- */
 
-size_t snap_compress(struct ZSTD_CCtx_s *z, uint8_t *dst, const void *src, size_t n)
+/*
+ * One zstd frame of n bytes at src; 0: out of memory.  What does not shrink
+ * becomes a raw block: decoding that is a copy.
+ */
+static size_t snapwrite_compress(ZSTD_CCtx *z, uint8_t *dst, const void *src, size_t n)
 {
-	uint32_t size = (uint32_t)n - 256, block = (uint32_t)n << 3 | 1;
-	size_t got = ZSTD_compress2(z, dst, SNAP_BOUND, src, n);
+	size_t got = ZSTD_compress2(z, dst, SNAPWRITE_BOUND, src, n);
 
 	if (!ZSTD_isError(got) && got < n - n / 20)
 		return got;
 	if (ZSTD_isError(got) && ZSTD_getErrorCode(got) == ZSTD_error_memory_allocation)
 		return 0;
-	/* RFC 8878: magic number; single segment, 2-byte content size less
-	   256; the last block, raw.  Decoding this is a copy. */
-	memcpy(dst, (const uint8_t[5]){ 0x28, 0xb5, 0x2f, 0xfd, 0x60 }, 5);
-	dst[5] = (uint8_t)size;
-	dst[6] = (uint8_t)(size >> 8);
-	dst[7] = (uint8_t)block;
-	dst[8] = (uint8_t)(block >> 8);
-	dst[9] = (uint8_t)(block >> 16);
-	memcpy(dst + 10, src, n);
-	return n + 10;
+	snap_raw_head(dst, n);
+	memcpy(dst + SNAP_RAW_HEAD, src, n);
+	return SNAP_RAW_HEAD + n;
 }
 
 /* The pages at plain, packed, as an item of the slot: stored, anew. */
@@ -312,7 +309,8 @@ static int snapwrite_store(struct snapwrite *w, struct snapwrite_work *k,
 	rc = snapwrite_twin(w, k, e, plain, &s->twin[i], err);
 	if (rc || s->twin[i])
 		return rc;
-	got = snap_compress(k->z, s->buf + s->len, plain, n);
+	s->len = (s->len + 7) & ~(size_t)7;	/* for the hash: see SNAPREAD_SHIFT */
+	got = snapwrite_compress(k->z, s->buf + s->len, plain, n);
 	if (!got)
 		return fail(err, VMM_ENOMEM, "%s: out of memory", w->o->name);
 	e->where = snap_where(0, SNAP_KIND_FRAME, (uint32_t)got);
@@ -608,7 +606,7 @@ static int snapwrite_groups(struct snapwrite *w, const struct snap_how *how, str
 	w->nslots = 2 * threads + 1;
 	w->slots = calloc(w->nslots, sizeof(*w->slots));
 	for (i = 0; w->slots && i < w->nslots; i++) {
-		w->slots[i].buf = malloc((size_t)SNAPWRITE_CHUNKS * SNAP_BOUND);
+		w->slots[i].buf = malloc(SNAPWRITE_CHUNKS * (size_t)SNAPWRITE_BOUND);
 		if (!w->slots[i].buf)
 			rc = VMM_ENOMEM;
 	}

@@ -15,6 +15,13 @@
 
 #define RIG_RAM		(4ull << 20)
 
+static inline void rig_no_violations(void)
+{
+	if (fake.violations)
+		fail_msg("%u things KVM would not like; first: %s", fake.violations,
+			 fake.violation);
+}
+
 static inline void rig_make(struct machine *m, uint32_t vcpus, uint32_t irqchip)
 {
 	const struct log log = { NULL, NULL };
@@ -38,9 +45,7 @@ static inline void rig_free(struct machine *m)
 	vcpus_stop(m);
 	loop_stop(&m->loop);
 	machine_fini(m);
-	if (fake.violations)
-		fail_msg("%u things KVM would not like; first: %s", fake.violations,
-			 fake.violation);
+	rig_no_violations();
 }
 
 /* Register accesses, as vCPU threads make them. */
@@ -88,6 +93,50 @@ static inline void rig_reset(struct machine *m, struct device *d)
 	loop_lock(&m->loop);
 	d->ops->reset(d);
 	loop_unlock(&m->loop);
+}
+
+/* ---- Machines by the public interface ----------------------------------------- */
+
+/* The least that is a kernel, as a descriptor. */
+static inline int rig_kernel(void)
+{
+	uint8_t image[4096] = { 0 };
+
+	memcpy(image + 48, "RISCV", 5);
+	memcpy(image + 56, "RSC\x05", 4);
+	return file_of(image, sizeof(image));
+}
+
+/* A small machine whose guests do what fake.guest says; kernel: rig_kernel(). */
+static inline struct vmm *rig_vmm(int kernel, uint32_t vcpus)
+{
+	struct vmm_config cfg = VMM_CONFIG_INIT;
+	struct vmm_error err;
+	struct vmm *vm;
+
+	cfg.kernel_fd = kernel;
+	cfg.vcpus = vcpus;
+	cfg.memory = 4u << 20;
+	assert_ok(vmm_create(&vm, &cfg, &err));
+	return vm;
+}
+
+/* What is in it: a struct vmm begins with its struct machine. */
+static inline struct machine *rig_inside(struct vmm *vm)
+{
+	return (struct machine *)(void *)vm;
+}
+
+/* The next event is of this type, and comes within seconds. */
+static inline struct vmm_event rig_event(struct vmm *vm, uint32_t type)
+{
+	struct vmm_error err;
+	struct vmm_event ev;
+
+	assert_ok(vmm_wait(vm, 20000, &ev, &err));
+	if (ev.type != type)
+		fail_msg("event %u (%s), not %u", ev.type, ev.detail, type);
+	return ev;
 }
 
 #endif

@@ -5,11 +5,17 @@
  */
 #include "driver.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <linux/virtio_blk.h>
 
 #define DISK_SIZE	(4u << 20)
@@ -205,6 +211,37 @@ static void test_rw_threads(void **state)
 	start(t, BLK_BASE_FEATURES);
 	exercise(t, 200);
 	assert_non_null(strstr(t->d.all, "threads"));
+}
+
+/* As in many a container: io_uring_setup() is forbidden, to this thread and to
+   those it starts. */
+static void *without_uring(void *arg)
+{
+	struct sock_filter code[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+	};
+	struct sock_fprog prog = { sizeof(code) / sizeof(*code), code };
+	struct disk_test *t = arg;
+
+	if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) ||
+	    prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog))
+		return NULL;
+	start(t, BLK_BASE_FEATURES);
+	exercise(t, 20);
+	return strstr(t->d.all, "no io_uring (Operation not permitted)") ? t : NULL;
+}
+
+static void test_forbidden(void **state)
+{
+	pthread_t thread;
+	void *result;
+
+	pthread_create(&thread, NULL, without_uring, *state);
+	pthread_join(thread, &result);
+	assert_ptr_equal(result, *state);
 }
 
 static void test_rw_direct(void **state)
@@ -724,7 +761,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_rw), T(test_rw_threads), T(test_rw_direct), T(test_writethrough),
+		T(test_rw), T(test_rw_threads), T(test_forbidden), T(test_rw_direct), T(test_writethrough),
 		T(test_loop), T(test_requests), T(test_broken_requests), T(test_readonly),
 		T(test_discard), T(test_depth), T(test_pause), T(test_reset), T(test_overlay),
 		T(test_save), T(test_descriptor), T(test_resize), T(test_truncated),
