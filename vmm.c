@@ -435,14 +435,14 @@ void vmm_free(struct vmm *vm)
 		loop_stop(&m->loop);
 		machine_fini(m);
 		pthread_mutex_destroy(&vm->turn);
+		vmm_snap_free(vm->snap);
 	} else {
 		/* After a fork: what is shared with the parent (an epoll set, a
-		   timer) must not be touched, only let go. */
+		   timer) must not be touched, and a lock may have been held.
+		   RAM is not in the child. */
 		machine_unbuild(m);
-		mem_fini(&m->mem);
 	}
 	free_config(vm);
-	vmm_snap_free(vm->snap);
 	free(vm->fdt);
 	free(vm);
 }
@@ -679,7 +679,10 @@ int vmm_fdt(struct vmm *vm, void *buf, size_t cap, size_t *size, struct vmm_erro
 	rc = enter(vm, err);
 	if (rc)
 		return rc;
-	if (machine_state(&vm->m) == VMM_NEW)
+	if (vm->snap)
+		rc = fail(err, VMM_ESTATE, "machine %s was restored: its device tree is the guest's",
+			  vm->m.name);
+	else if (machine_state(&vm->m) == VMM_NEW)
 		rc = make_fdt(vm, err);
 	else if (!vm->fdt)
 		rc = fail(err, VMM_ESTATE, "machine %s was never started", vm->m.name);
@@ -700,9 +703,12 @@ static int boot(struct vmm *vm, struct vmm_error *err)
 	struct machine *m = &vm->m;
 	uint64_t gpa = next_page(vm->initrd + vm->initrd_size), hart = 0;
 	int rc, fd = m->vcpu[0].fd;
+	uint32_t i;
 	void *p;
 
 	rc = make_fdt(vm, err);
+	for (i = 0; i < m->nvcpus && rc == 0 && machine_device(m, UART_NAME); i++)
+		rc = host_debug_console(m->vcpu[i].fd, err);
 	if (rc)
 		return rc;
 	p = mem_get(&m->mem, gpa, vm->fdt_len);
@@ -764,13 +770,13 @@ static int pause_vcpus(struct vmm *vm, struct vmm_error *err)
 	uint32_t i = 0;
 	int rc, tries;
 
-	for (tries = 0; tries < START_TRIES; tries++) {
+	for (tries = 0;; tries++) {
 		rc = vcpus_pause(m, err);
 		if (rc)
 			return rc;
 		for (i = 1; i < m->nvcpus && !hart_starting(&m->vcpu[i]); i++)
 			;
-		if (i >= m->nvcpus)
+		if (i >= m->nvcpus || tries == START_TRIES)
 			break;
 		rc = vcpus_start(m, err);
 		if (rc)
@@ -838,9 +844,13 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 	m->exit_code = m->first_run_ns = 0;
 	vm->time = vm->snap_time;
 	vm->mark_ns = clock_ns();
+	/* Before: nothing writes to RAM any more.  Behind: the generation id, in
+	   its page, has gone with the rest. */
 	for (d = m->devices; d; d = d->next)
 		d->ops->reset(d);
 	rc = vm->snap ? mem_rewind(&m->mem, err) : mem_clear(&m->mem, err);
+	for (d = m->devices; d && rc == 0 && !vm->snap; d = d->next)
+		d->ops->reset(d);
 	if (rc == 0)
 		rc = build(vm, err);
 	if (rc == 0)
@@ -1344,6 +1354,10 @@ int vmm_wait(struct vmm *vm, int timeout_ms, struct vmm_event *out, struct vmm_e
 		return fail(err, VMM_ESTATE, "machine %s belongs to process %d, before its fork()",
 			    vm->m.name, (int)vm->pid);
 	events_take(&vm->m.events, timeout_ms, still_running, &vm->m, out);
+	if (out->type == VMM_EV_NONE && !still_running(&vm->m)) {
+		machine_settle(&vm->m);
+		events_take(&vm->m.events, 0, still_running, &vm->m, out);
+	}
 	if (out->type == VMM_EV_DOORBELL)
 		machine_poke(&vm->m);	/* there is room for another */
 	return 0;
@@ -1410,11 +1424,13 @@ int vmm_stat(struct vmm *vm, struct vmm_stats *out, struct vmm_error *err)
 	int rc, k;
 
 	rc = import(&s, sizeof(s), out, "struct vmm_stats", err);
-	if (rc == 0)
-		rc = enter_any(vm, err);
 	if (rc)
 		return rc;
 	memset(&s, 0, sizeof(s));
+	export(out, &s, sizeof(s));
+	rc = enter_any(vm, err);
+	if (rc)
+		return rc;
 	s.vcpus = vm->m.nvcpus;
 	s.memory = vm->m.mem.size;
 	s.memory_used = mem_used(&vm->m.mem);

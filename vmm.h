@@ -156,8 +156,8 @@ struct vmm_config {
 	uint64_t	memory;		/* bytes of RAM, in 2 MiB steps; default 128 MiB */
 	uint32_t	irqchip;	/* VMM_IRQCHIP_* */
 	uint32_t	flags;		/* none yet */
-	int32_t		kernel_fd;	/* instead of kernel, if greater than 0 */
-	int32_t		initrd_fd;	/* instead of initrd, if greater than 0 */
+	int32_t		kernel_fd;	/* greater than 0: used if kernel is NULL */
+	int32_t		initrd_fd;	/* the same for initrd */
 	const char	*kernel;	/* path; required unless kernel_fd is given */
 	const char	*initrd;	/* path of an initial RAM disk */
 	const char	*cmdline;	/* of the kernel */
@@ -220,7 +220,8 @@ VMM_API int vmm_add_blk(struct vmm *vm, const char *name, const char *path, uint
 /* A source of entropy: the host's getrandom(). */
 VMM_API int vmm_add_rng(struct vmm *vm, const char *name, struct vmm_error *err);
 
-/* A virtio console, hvc0 and so on; in_fd and out_fd as of vmm_add_serial(). */
+/* A virtio console, the guest's hvc0 (or next after the SBI console, if it has a
+   driver for that and the machine a serial port); in_fd and out_fd as of vmm_add_serial(). */
 VMM_API int vmm_add_console(struct vmm *vm, const char *name, int in_fd, int out_fd, struct vmm_error *err);
 
 /*
@@ -232,7 +233,7 @@ VMM_API int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct
 
 /*
  * The device tree that a NEW machine would be started with, or that it was
- * started with: its size in bytes in *size, and the first cap bytes in buf.
+ * started with; VMM_ESTATE of one that was restored: its size in bytes in *size, and the first cap bytes in buf.
  * buf may be NULL if cap is 0.
  */
 VMM_API int vmm_fdt(struct vmm *vm, void *buf, size_t cap, size_t *size, struct vmm_error *err);
@@ -370,8 +371,9 @@ struct vmm_restore_config {
 
 /*
  * Make a NEW machine from a snapshot, as often as wanted: this is cloning.  Its
- * devices are there, with nothing behind them; the vmm_add calls that described
- * them, made again, give each its back end by its name.  The guest finds a new
+ * devices are there; the vmm_add calls that described them, made again, give each
+ * its back end by its name.  Without that vmm_start() opens a disk by the path it
+ * had, and consoles have no input and drop their output.  The guest finds a new
  * generation id, on which it reseeds its random numbers; its monotonic time goes
  * on from where it stood.  how may be NULL.
  *

@@ -107,6 +107,9 @@ void machine_halt(struct machine *m, uint32_t type, uint32_t vcpu, uint64_t valu
 /* Wake vCPUs that wait because the event queue was crowded. */
 void machine_poke(struct machine *m);
 
+/* Returns when the event of a stop that has been seen in the state is queued. */
+void machine_settle(struct machine *m);
+
 /* KVM's own count of a vCPU's exits, whoever handled them; 0 if it has none. */
 uint64_t vcpu_all_exits(struct vcpu *v);
 

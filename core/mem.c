@@ -23,6 +23,14 @@
 #define MEM_ALIGN	(2ull << 20)
 #define MEM_PAGE	4096u
 
+/* A core dump of the host program is no place for a guest's RAM, and a child
+   has no use for it. */
+static void mem_advise(void *p, size_t len)
+{
+	madvise(p, len, MADV_DONTDUMP);
+	madvise(p, len, MADV_DONTFORK);
+}
+
 /* Address space for RAM, aligned; what it maps is laid over it. */
 static int mem_reserve(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
 {
@@ -53,10 +61,9 @@ int mem_init(struct mem *m, uint64_t gpa, uint64_t size, struct vmm_error *err)
 
 	if (rc)
 		return rc;
-	/* A host without huge pages refuses the first; a core dump of the host
-	   program is no place for a guest's RAM. */
+	/* A host without huge pages refuses. */
 	madvise(m->hva, size, MADV_HUGEPAGE);
-	madvise(m->hva, size + MEM_TAIL, MADV_DONTDUMP);
+	mem_advise(m->hva, size + MEM_TAIL);
 	return 0;
 }
 
@@ -81,7 +88,7 @@ int mem_rewind(struct mem *m, struct vmm_error *err)
 		 MAP_PRIVATE | MAP_NORESERVE | MAP_FIXED, m->fd, 0) == MAP_FAILED)
 		return fail_sys(err, errno, "mapping %llu MiB of guest RAM",
 				(unsigned long long)(m->size >> 20));
-	madvise(m->hva, m->size + MEM_TAIL, MADV_DONTDUMP);
+	mem_advise(m->hva, m->size + MEM_TAIL);
 	return 0;
 }
 
@@ -214,7 +221,7 @@ int mem_share(struct mem *m, struct vmm_error *err)
 		close(fd);
 		return rc;
 	}
-	madvise(m->hva, m->size + MEM_TAIL, MADV_DONTDUMP);
+	mem_advise(m->hva, m->size + MEM_TAIL);
 	m->fd = fd;
 	m->kind = MEM_SHARED;
 	return 0;
@@ -284,7 +291,7 @@ int mem_discard(struct mem *m, void *p, uint64_t len)
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1,
 			 0) == MAP_FAILED)
 			return -errno;
-		madvise(m->hva + start, end - start, MADV_DONTDUMP);
+		mem_advise(m->hva + start, end - start);
 		return 0;
 	}
 	/* MADV_REMOVE punches a hole into the memfd, not just into a mapping. */

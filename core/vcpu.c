@@ -107,6 +107,13 @@ void machine_poke(struct machine *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+void machine_settle(struct machine *m)
+{
+	/* machine_halted() sets the state, then queues the event, under it. */
+	pthread_mutex_lock(&m->lock);
+	pthread_mutex_unlock(&m->lock);
+}
+
 /* ---- A vCPU's thread --------------------------------------------------- */
 
 /* With m->lock held: this vCPU is out of the guest, for now or for good. */

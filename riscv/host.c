@@ -3,7 +3,7 @@
  * host.c - asking KVM what it can do: see host.h.
  *
  * SBI extensions are chosen here, too.  The debug console is off in KVM unless
- * asked for.  Off are those whose state the kernel does not let us save (PMU),
+ * asked for, and asked for where there is a serial port.  Off are those whose state the kernel does not let us save (PMU),
  * and those that not every kernel knows (STA, SUSP, FWFT, MPXY): a guest that
  * never saw them can move to a host that lacks them.
  */
@@ -65,16 +65,21 @@ int host_open(struct vmm_error *err)
 
 int host_setup_vcpu(int vcpu, struct vmm_error *err)
 {
-	const uint64_t on = 1u << SBI_DBCN;
 	const uint64_t off = 1u << SBI_PMU | 1u << SBI_STA | 1u << SBI_SUSP | 1u << SBI_FWFT |
 			     1u << SBI_MPXY;
 	int r;
 
 	/* What a kernel does not know is passed over by it. */
-	r = kvm_reg_set(vcpu, REG_SBI_ON(0), &on);
-	if (r == 0)
-		r = kvm_reg_set(vcpu, REG_SBI_OFF(0), &off);
+	r = kvm_reg_set(vcpu, REG_SBI_OFF(0), &off);
 	return r < 0 ? fail_sys(err, -r, "SBI extensions of a vCPU") : 0;
+}
+
+int host_debug_console(int vcpu, struct vmm_error *err)
+{
+	const uint64_t on = 1u << SBI_DBCN;
+	int r = kvm_reg_set(vcpu, REG_SBI_ON(0), &on);
+
+	return r < 0 ? fail_sys(err, -r, "SBI debug console of a vCPU") : 0;
 }
 
 static int host_look(struct machine *m, struct vmm_host *h, struct vmm_error *err)

@@ -17,4 +17,7 @@ int host_probe(struct vmm_host *out, struct vmm_error *err);
 /* Configure a new vCPU as every vCPU of ours is: SBI extensions. */
 int host_setup_vcpu(int vcpu, struct vmm_error *err);
 
+/* The SBI debug console, for a vCPU that has not run: off unless asked for. */
+int host_debug_console(int vcpu, struct vmm_error *err);
+
 #endif

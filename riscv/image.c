@@ -394,8 +394,8 @@ static int image_unwrap(struct image_file *f, uint8_t head[64], uint64_t limit,
 		uint64_t off = image_le(head + 8, 4), len = image_le(head + 12, 4);
 
 		if (!gzip && memcmp(head + 24, "zstd", 4) != 0)
-			return fail(err, VMM_ENOTSUP, "%s: compressed with %.8s, not gzip or zstd",
-				    f->name, (const char *)head + 24);
+			return fail(err, VMM_ENOTSUP, "%s: not compressed with gzip or zstd",
+				    f->name);
 		if (off > f->size || len > f->size - off)
 			return fail(err, VMM_EFORMAT, "%s: truncated: %llu bytes, %llu needed",
 				    f->name, (unsigned long long)f->size,
