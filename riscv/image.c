@@ -9,6 +9,7 @@
  * offset and length is checked against the file and against RAM where it is
  * used, and unpacking ends at the size of RAM.
  */
+#include <ctype.h>
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -378,6 +379,16 @@ static int image_load_elf(const struct mem *mem, const struct image_file *f, str
 
 /* ---- All together ---------------------------------------------------------- */
 
+/* How many of n bytes are a word that can be shown. */
+static int image_word(const uint8_t *p, int n)
+{
+	int i;
+
+	for (i = 0; i < n && isalnum(p[i]); i++)
+		;
+	return i;
+}
+
 /* Take off what is wrapped around the kernel, twice at the most: a zboot EFI
    program holds compressed data. */
 static int image_unwrap(struct image_file *f, uint8_t head[64], uint64_t limit,
@@ -394,8 +405,8 @@ static int image_unwrap(struct image_file *f, uint8_t head[64], uint64_t limit,
 		uint64_t off = image_le(head + 8, 4), len = image_le(head + 12, 4);
 
 		if (!gzip && memcmp(head + 24, "zstd", 4) != 0)
-			return fail(err, VMM_ENOTSUP, "%s: not compressed with gzip or zstd",
-				    f->name);
+			return fail(err, VMM_ENOTSUP, "%s: compressed with %.*s, not gzip or zstd",
+				    f->name, image_word(head + 24, 8), (const char *)head + 24);
 		if (off > f->size || len > f->size - off)
 			return fail(err, VMM_EFORMAT, "%s: truncated: %llu bytes, %llu needed",
 				    f->name, (unsigned long long)f->size,

@@ -9,7 +9,8 @@
  *	snapout.c	a file that appears whole or not at all; pipes
  *	snapparts.c	header, groups, index, working set, footer, as they are written
  *	snapwrite.c	RAM to a file, compressed on n threads; diffs
- *	snapread.c	open and check a file; decode one chunk
+ *	snapopen.c	open a file, and check all that is not RAM
+ *	snapread.c	read and decode one chunk
  *	snapfill.c	all of RAM, or the working set, on n threads; verify
  *	snapmerge.c	flatten a chain; teach a file its working set
  *
@@ -110,7 +111,7 @@ struct snap_ws_view {
 	uint32_t	npages, nframes;
 };
 
-/* All of it is read-only for everybody but snapread.c. */
+/* All of it is read-only for everybody but snapopen.c. */
 struct snapfile {
 	char		*name;		/* for messages */
 	char		*real;		/* absolute path, or NULL if it came from a pipe */

@@ -110,6 +110,33 @@ int console_replace(struct virtio *v, uint32_t port, int in_fd, int out_fd,
 /* I/O lock held: the terminal has another size. */
 void console_resize(struct virtio *v, uint16_t cols, uint16_t rows);
 
+/* ---- net: Ethernet (net.c) ------------------------------------------------ */
+
+struct net_config {
+	const uint8_t	*mac;		/* 6 bytes; NULL: a random one */
+	int		fd;		/* a tap or a connected socket; -1: see below */
+	uint64_t	bytes_per_sec, ops_per_sec;	/* each way; 0: no limit */
+};
+#define NET_CONFIG_INIT { NULL, -1, 0, 0 }
+
+/*
+ * A tap is set to O_NONBLOCK, which all who share it see, and its header and
+ * offloads to what the guest wants.  A socket is left as it is.
+ *
+ * fd -1: a device to be loaded; the cable is not plugged in.
+ */
+int net_new(struct virtio **out, const struct virtio_env *env, const char *name,
+	    const struct net_config *cfg, struct vmm_error *err);
+
+/*
+ * Another back end for a device of a machine that is NEW or PAUSED; its MAC
+ * stays.  VMM_EVERSION if the guest uses offloads that this one lacks.
+ */
+int net_replace(struct virtio *v, const struct net_config *cfg, struct vmm_error *err);
+
+/* I/O lock held: other limits. */
+void net_limit(struct virtio *v, uint64_t bytes_per_sec, uint64_t ops_per_sec);
+
 /* ---- vsock: sockets between host and guest (vsock.c) --------------------- */
 
 /* cid: 3 to 0xfffffffe.  A device that is loaded has the one that was saved. */

@@ -148,9 +148,21 @@ void virtio_log(const struct virtio *v, int level, const char *fmt, ...)
 	log_line(v->env.log, level, "%s: %s", v->name, line);
 }
 
+/* DEVICE_NEEDS_RESET, until the driver does (2.1.2). */
+static void transport_break(struct transport *t)
+{
+	struct virtio *v = t->v;
+
+	v->broken = 1;
+	t->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
+	transport_show(t, VIRTIO_MMIO_STATUS, t->status);
+	if (v->active)
+		transport_raise(v, VIRTIO_MMIO_INT_CONFIG);
+	v->active = 0;
+}
+
 void virtio_fail(struct virtio *v, const char *fmt, ...)
 {
-	struct transport *t = v->transport;
 	char line[200];
 	va_list ap;
 
@@ -160,12 +172,7 @@ void virtio_fail(struct virtio *v, const char *fmt, ...)
 	vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
 	virtio_log(v, VMM_LOG_WARN, "broken by its driver: %s", line);
-	v->broken = 1;
-	t->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
-	transport_show(t, VIRTIO_MMIO_STATUS, t->status);
-	if (v->active)				/* 2.1.2 */
-		transport_raise(v, VIRTIO_MMIO_INT_CONFIG);
-	v->active = 0;
+	transport_break(v->transport);
 }
 
 int virtio_init(struct virtio *v, const struct virtio_ops *ops, const struct virtio_env *env,
@@ -198,14 +205,6 @@ void virtio_fini(struct virtio *v)
 }
 
 /* ---- Notifications --------------------------------------------------------- */
-
-static void transport_poke(struct transport *t)
-{
-	uint64_t one = 1;
-
-	if (write(t->again.fd, &one, sizeof(one)) < 0)
-		return;			/* full: it is pending already */
-}
 
 static void transport_notify(struct queue *q)
 {
@@ -247,25 +246,36 @@ static void transport_on_again(void *arg, uint32_t events)
 			transport_notify(&t->v->queue[i]);
 }
 
+static int transport_open_again(struct transport *t)
+{
+	int r;
+
+	t->again = (struct io){ .fn = transport_on_again, .arg = t };
+	t->again.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (t->again.fd < 0)
+		return -errno;
+	r = loop_add(t->v->env.loop, &t->again, EPOLLIN);
+	if (r < 0) {
+		close(t->again.fd);
+		t->again.fd = -1;
+	}
+	return r;
+}
+
 void queue_again(struct queue *q)
 {
 	struct transport *t = q->v->transport;
-	int r;
+	const uint64_t one = 1;
+	int r = t->again.fd < 0 ? transport_open_again(t) : 0;
 
 	q->more = 1;
-	if (t->again.fd < 0) {
-		t->again = (struct io){ .fn = transport_on_again, .arg = t, .fd = -1 };
-		t->again.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-		r = t->again.fd < 0 ? -errno : loop_add(q->v->env.loop, &t->again, EPOLLIN);
-		if (r < 0) {
-			virtio_log(q->v, VMM_LOG_ERROR, "eventfd: %s", strerror(-r));
-			if (t->again.fd >= 0)
-				close(t->again.fd);
-			t->again.fd = -1;
-			return;		/* the next notification helps */
-		}
+	if (r < 0) {
+		/* The driver would wait for ever: better that it knows. */
+		virtio_log(q->v, VMM_LOG_ERROR, "eventfd: %s", strerror(-r));
+		transport_break(t);
+	} else if (write(t->again.fd, &one, sizeof(one)) < 0) {
+		return;			/* full: it is pending already */
 	}
-	transport_poke(t);
 }
 
 /* Have KVM write the notifications of q to an eventfd. */

@@ -71,6 +71,7 @@ struct vcpu_object {
 struct fake_vm {
 	struct object	o;
 	int		vcpu[64];	/* descriptors, or 0 */
+	fake_guest	guest;
 	uint64_t	slot_gpa, slot_size;
 	void		*slot_hva;
 	uint64_t	time_delta;
@@ -257,8 +258,10 @@ int kvm_vm(int kvm)
 	pthread_mutex_lock(&lock);
 	if (find(kvm, SYSTEM, &r)) {
 		r = create(VM, vms, sizeof(vms[0]), 0);
-		if (r >= 0)
+		if (r >= 0) {
+			vms[r].guest = fake.guest;
 			last_vm = r;
+		}
 	}
 	pthread_mutex_unlock(&lock);
 	return r;
@@ -337,8 +340,10 @@ static void regs_init(struct vcpu_object *c)
 	for (i = 0; i <= 6; i++)		/* AIA */
 		reg_add(c, REG_CSR(0x10000 + i), 0);
 	reg_add(c, REG_CSR(0x20000), 0);	/* sstateen0 */
-	for (i = 0; i <= 3; i++)
-		reg_add(c, REG_TIMER(i), i ? 0 : fake.hz);
+	reg_add(c, TIMER_FREQUENCY, fake.hz);
+	reg_add(c, TIMER_TIME, 0);
+	reg_add(c, TIMER_COMPARE, ~0ull);
+	reg_add(c, TIMER_STATE, 0);
 	for (i = 0; i < 32; i++)
 		reg_add(c, REG_RISCV | REG_U32 | 0x05000000 | i, 0);
 	reg_add(c, REG_RISCV | REG_U32 | 0x05000020, 0);
@@ -357,6 +362,17 @@ static void regs_init(struct vcpu_object *c)
 	vreg |= (uint64_t)__builtin_ctzll(fake.vlenb) << 52;
 	for (i = 0; i < 32; i++)
 		reg_add(c, vreg | (6 + i), 0);
+}
+
+/* With the lock held: a hart that another has started has its registers set
+   when it first runs. */
+static void begin_hart(struct vcpu_object *c)
+{
+	struct reg *pc = reg_find(c, CORE_PC);
+	const uint64_t entry = c->v.vm->slot_gpa + 0x1000, zero = 0;
+
+	if (memcmp(pc->value, &zero, sizeof(zero)) == 0)
+		memcpy(pc->value, &entry, sizeof(entry));
 }
 
 int kvm_vcpu(int fd, uint32_t id)
@@ -385,6 +401,8 @@ int kvm_vcpu(int fd, uint32_t id)
 			c->isa[1] = fake.isa[1];
 			c->sbi = 0x1ff;		/* TIME to VENDOR */
 			regs_init(c);
+			if (id && fake.boot_all)
+				begin_hart(c);
 		}
 	}
 	pthread_mutex_unlock(&lock);
@@ -581,6 +599,12 @@ static int reg_put(struct vcpu_object *c, uint64_t id, const void *value)
 	r = reg_find(c, id);
 	if (!r)
 		return -ENOENT;
+	if (REG_TYPE(id) == 1 && n >= 2 && n <= 4) {	/* mvendorid, marchid, mimpid */
+		if (c->ran && memcmp(r->value, value, 8))
+			return -EBUSY;
+		memcpy(r->value, value, 8);
+		return 0;
+	}
 	if (REG_TYPE(id) == 1 || id == REG_VLENB || id == TIMER_FREQUENCY)
 		return memcmp(r->value, value, REG_SIZE(id)) ? -EINVAL : 0;
 	if (id == TIMER_STATE && !v)
@@ -722,13 +746,18 @@ static void check_thread(struct vcpu_object *c)
 
 static int run_guest(struct vcpu_object *c)
 {
-	fake_guest guest = fake.guest;
+	fake_guest guest = c->v.vm->guest;
 	int stopped, r;
 
 	for (;;) {
 		if (signalled(c, 0))
 			return -EINTR;
 		stopped = __atomic_load_n(&c->mp_state, __ATOMIC_ACQUIRE) == KVM_MP_STOPPED;
+		if (!stopped) {
+			pthread_mutex_lock(&lock);
+			begin_hart(c);
+			pthread_mutex_unlock(&lock);
+		}
 		r = stopped ? FAKE_NAP : guest ? guest(&c->v) : FAKE_SPIN;
 		if (r <= 0)
 			return r;

@@ -72,7 +72,7 @@ extern struct fake {
 	int		narrow;		/* files in memory are 32 bits wide */
 	uint64_t	isa[2], isa_fixed[2];	/* extensions; not to be switched off */
 	uint64_t	hz, satp, vlenb, block;
-	/* Its guests. */
+	/* Its guests: of VMs that are made from now on. */
 	fake_guest	guest;		/* NULL: they spin */
 	void		*arg;
 	int		boot_all;	/* no hart waits to be started */

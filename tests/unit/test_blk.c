@@ -660,6 +660,51 @@ static void test_resize(void **state)
 	assert_int_equal(blk_resize(d->v, &err), VMM_EINVAL);
 }
 
+static void test_resize_overlay(void **state)
+{
+	struct disk_test *t = *state;
+	struct driver *d = &t->d;
+	uint8_t buf[4096], want[4096];
+	struct vmm_error err;
+
+	t->cfg.flags = BLK_OVERLAY;
+	start(t, BLK_BASE_FEATURES);
+	memset(want, 0x77, sizeof(want));
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_OUT, DISK_SIZE / 512 - 8, 4096, want, NULL), 0);
+	assert_int_equal(ftruncate(t->fd, 3ll << 30), 0);
+	loop_lock(&d->loop);
+	assert_int_equal(blk_resize(d->v, &err), 0);
+	loop_unlock(&d->loop);
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_OUT, (3ull << 30) / 512 - 8, 4096, want, NULL), 0);
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, (3ull << 30) / 512 - 8, 4096, NULL, buf), 0);
+	assert_memory_equal(buf, want, 4096);
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, DISK_SIZE / 512 - 8, 4096, NULL, buf), 0);
+	assert_memory_equal(buf, want, 4096);
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, DISK_SIZE / 512, 4096, NULL, buf), 0);
+	assert_memory_not_equal(buf, want, 4096);
+	assert_int_equal(ftruncate(t->fd, DISK_SIZE), 0);
+	assert_int_equal(blk_resize(d->v, &err), VMM_EINVAL);
+	assert_int_equal(d->lines, 0);
+}
+
+/* A descriptor that does not let us write: the guest is told, every time. */
+static void test_no_write(void **state)
+{
+	struct disk_test *t = *state;
+	struct driver *d = &t->d;
+	uint8_t buf[512] = { 0 };
+	int fd = open(t->path, O_RDONLY | O_CLOEXEC);
+
+	t->cfg.path = NULL;
+	t->cfg.fd = fd;
+	start(t, BLK_BASE_FEATURES);
+	close(fd);
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_OUT, 0, 512, buf, NULL), 1);
+	assert_int_equal(unmap(d, VIRTIO_BLK_T_DISCARD, 0, 8, 0), 1);
+	assert_non_null(strstr(d->line, "disk0: discard at byte 0: Bad file descriptor"));
+	assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, 0, 512, NULL, buf), 0);
+}
+
 static void test_truncated(void **state)
 {
 	struct disk_test *t = *state;
@@ -764,7 +809,8 @@ int main(void)
 		T(test_rw), T(test_rw_threads), T(test_forbidden), T(test_rw_direct), T(test_writethrough),
 		T(test_loop), T(test_requests), T(test_broken_requests), T(test_readonly),
 		T(test_discard), T(test_depth), T(test_pause), T(test_reset), T(test_overlay),
-		T(test_save), T(test_descriptor), T(test_resize), T(test_truncated),
+		T(test_save), T(test_descriptor), T(test_resize), T(test_resize_overlay), T(test_no_write),
+		T(test_truncated),
 		T(test_full), T(test_refused), T(test_limits),
 	};
 

@@ -13,6 +13,11 @@ FAULT	:= $(patsubst tests/fault/%.c,%,$(wildcard tests/fault/fault_*.c))
 T	?= fuzz_image
 TIME	?= 60
 
+# ThreadSanitizer does not understand fences, and gcc says so.
+ifeq ($(SAN)$(findstring clang,$(CC)),thread)
+CFLAGS	+= -Wno-tsan
+endif
+
 # Tests are compiled with the library's warnings, and for speed of building.
 $B/tests/%.o: tests/%.c
 	@mkdir -p $(@D)
