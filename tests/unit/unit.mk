@@ -44,7 +44,11 @@ $B/fault/%: $B/tests/fault/%.o $(FAKE)
 
 .PHONY: check-unit check-tsan check-fault fuzz unit-run tsan-run fault-run fuzz-run
 
+# What looks at the library as it is built for use.
+HOUSE	= 'tests/unit/check-source build/$(ARCH)' 'tests/unit/check-examples build/$(ARCH)'
+
 check-unit:	## unit tests and fuzz corpora, under ASan and UBSan: seconds
+	@$(MAKE) -s DEVELOPER=1 all
 	@$(MAKE) -s SAN=address,undefined B=build/$(ARCH)-san unit-run
 
 check-tsan:	## unit tests under ThreadSanitizer: a minute
@@ -57,7 +61,7 @@ fuzz:	## libFuzzer on T=fuzz_image for TIME=60 seconds
 	@$(MAKE) -s CC=clang SAN=fuzzer-no-link,address,undefined B=build/$(ARCH)-fuzz fuzz-run
 
 unit-run: $(UNIT) $(FUZZ:%=$B/fuzz/%)
-	@tests/unit/run $(UNIT) $(foreach f,$(FUZZ),'$B/fuzz/$f $(wildcard tests/fuzz/corpus/$f)')
+	@env -u SAN -u B -u MAKEFLAGS -u MAKEOVERRIDES tests/unit/run $(UNIT) $(HOUSE) $(foreach f,$(FUZZ),'$B/fuzz/$f $(wildcard tests/fuzz/corpus/$f)')
 
 tsan-run: $(UNIT)
 	@tests/unit/run $(UNIT)
