@@ -167,4 +167,27 @@ int vsock_connect(struct virtio *v, uint32_t port, int timeout_ms, int (*more)(c
  */
 int vsock_listen(struct virtio *v, uint32_t port, int *out, struct vmm_error *err);
 
+/* ---- vhost-user: what another process serves (vhost_user.c) --------------- */
+
+struct vhost_user_config {
+	uint16_t	id;		/* VIRTIO_ID_BLOCK or VIRTIO_ID_FS */
+	const char	*path;		/* of the back end's Unix socket, or NULL */
+	int		fd;		/* the same, connected, instead of path, if >= 0 */
+	uint32_t	queues;		/* for requests; default 1 */
+	const char	*tag;		/* of a directory: what the guest mounts */
+};
+#define VHOST_USER_CONFIG_INIT { 0, NULL, -1, 0, NULL }
+
+/*
+ * Asks the back end, and waits for it, for a few seconds at most.  RAM must be
+ * MEM_SHARED when the machine runs.  Neither path nor fd: a device to be loaded;
+ * the rest must be as it was.
+ */
+int vhost_user_new(struct virtio **out, const struct virtio_env *env, const char *name,
+		   const struct vhost_user_config *cfg, struct vmm_error *err);
+
+/* Another back end for a device of a machine that is NEW or PAUSED. */
+int vhost_user_replace(struct virtio *v, const struct vhost_user_config *cfg,
+		       struct vmm_error *err);
+
 #endif
