@@ -51,7 +51,9 @@ struct snap_section {
 struct snap_ram {
 	uint64_t	size;		/* a multiple of SNAP_PAGE */
 	const void	*map;		/* all of it; NULL: read fd */
-	int		fd;		/* memfd that map is of, whose holes are zero; or -1 */
+	/* The memfd that map is of, whose holes are zero, or -1.  Its offset
+	   is moved. */
+	int		fd;
 	const uint64_t	*dirty;		/* page 0 is bit 0 */
 	const void	*base;		/* the parent's RAM where it is in memory, or NULL */
 };

@@ -5,9 +5,9 @@
  * RAM is cut into groups of 2 MiB.  Workers take the next group each, find
  * its pages that are not zero (and, in a diff, not the parent's), copy a
  * chunk's at a time, hash and compress the copy, into a slot.  The calling
- * thread takes the slots in order and writes them.  There are two slots and a
- * bit per worker: that bounds the memory, and lets a worker run ahead of a
- * slower one.  The bytes written do not depend on the number of threads.
+ * thread takes the slots in order and writes them.  There are two slots per
+ * worker and one more: that bounds the memory, and lets a worker run ahead of
+ * a slower one.  The bytes written do not depend on the number of threads.
  *
  * A page is looked at twice (is it zero? copy it), what is stored comes from
  * the copy alone: whatever happens to RAM meanwhile, the file is sound.
