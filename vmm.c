@@ -36,6 +36,7 @@
 #include "virtio/devices.h"
 #include "vmm.h"
 
+#define VSOCK_NAME	"vsock"
 #define MEMORY_DEFAULT	(128ull << 20)
 #define MEMORY_STEP	(2ull << 20)
 #define START_TRIES	200	/* milliseconds that a hart has to start in */
@@ -641,6 +642,107 @@ int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct vmm_err
 	return leave(vm, 0);
 }
 
+int vmm_add_net(struct vmm *vm, const char *name, int fd, const uint8_t *mac,
+		struct vmm_error *err)
+{
+	struct net_config cfg = NET_CONFIG_INIT;
+	struct virtio_env env;
+	struct virtio *v;
+	int rc;
+
+	if (fd < 0)
+		return fail(err, VMM_EINVAL, "no descriptor of a network");
+	rc = enter_add(vm, name, "net", &v, err);
+	if (rc)
+		return rc;
+	cfg.fd = fd;
+	cfg.mac = mac;
+	env = virtio_env(vm);
+	if (v) {
+		rc = net_replace(v, &cfg, err);
+	} else {
+		rc = net_new(&v, &env, name, &cfg, err);
+		if (rc == 0)
+			rc = add_virtio(vm, v, err);
+	}
+	return leave(vm, rc);
+}
+
+int vmm_add_vsock(struct vmm *vm, uint32_t cid, struct vmm_error *err)
+{
+	struct virtio_env env;
+	struct virtio *v;
+	int rc;
+
+	if (cid < 3 || cid == UINT32_MAX)
+		return fail(err, VMM_EINVAL, "vsock CID %u: 3 to 4294967294 are possible", cid);
+	rc = enter_add(vm, VSOCK_NAME, "vsock", &v, err);
+	if (rc)
+		return rc;
+	env = virtio_env(vm);
+	if (v) {
+		rc = vsock_set_cid(v, cid, err);
+	} else {
+		rc = vsock_new(&v, &env, VSOCK_NAME, cid, err);
+		if (rc == 0)
+			rc = add_virtio(vm, v, err);
+	}
+	return leave(vm, rc);
+}
+
+/* The vsock device of vm, which is not freed before vm. */
+static int find_vsock(struct vmm *vm, int *out, struct virtio **v, struct vmm_error *err)
+{
+	struct device *d;
+	int rc;
+
+	if (!out)
+		return fail(err, VMM_EINVAL, "nowhere to put the socket");
+	*out = -1;
+	rc = enter(vm, err);
+	if (rc)
+		return rc;
+	d = machine_device(&vm->m, VSOCK_NAME);
+	*v = d ? transport_virtio(d) : NULL;
+	if (!*v)
+		rc = fail(err, VMM_EINVAL, "machine %s has no vsock", vm->m.name);
+	return leave(vm, rc);
+}
+
+static int still_running(const void *arg);
+
+int vmm_connect(struct vmm *vm, uint32_t port, int timeout_ms, int *out, struct vmm_error *err)
+{
+	struct virtio *v;
+	int rc = find_vsock(vm, out, &v, err);
+
+	if (rc)
+		return rc;
+	if (timeout_ms < -1)
+		return fail(err, VMM_EINVAL, "timeout below -1");
+	return vsock_connect(v, port, timeout_ms, still_running, &vm->m, out, err);
+}
+
+int vmm_listen(struct vmm *vm, uint32_t port, int *out, struct vmm_error *err)
+{
+	struct virtio *v;
+	int rc = find_vsock(vm, out, &v, err);
+
+	return rc ? rc : vsock_listen(v, port, out, err);
+}
+
+/* The guest has stopped: nobody is at the other end of its connections. */
+static void hang_up(struct vmm *vm)
+{
+	struct device *d = machine_device(&vm->m, VSOCK_NAME);
+
+	if (!d)
+		return;
+	loop_lock(&vm->m.loop);
+	vsock_hang_up_all(transport_virtio(d));
+	loop_unlock(&vm->m.loop);
+}
+
 static int make_fdt(struct vmm *vm, struct vmm_error *err)
 {
 	const struct fdt_config c = {
@@ -817,6 +919,7 @@ int vmm_stop(struct vmm *vm, struct vmm_error *err)
 	if (rc)
 		return rc;
 	vcpus_stop(&vm->m);
+	hang_up(vm);
 	loop_stop(&vm->m.loop);
 	return leave(vm, 0);
 }
@@ -1228,6 +1331,7 @@ static int restore_virtio(struct vmm *vm, const char *type, const char *name,
 {
 	const struct console_port port = { NULL, -1, -1 };
 	struct blk_config blk = BLK_CONFIG_INIT;
+	struct net_config net = NET_CONFIG_INIT;
 	struct virtio_env env = virtio_env(vm);
 	struct virtio *v;
 	int rc;
@@ -1240,6 +1344,10 @@ static int restore_virtio(struct vmm *vm, const char *type, const char *name,
 		rc = console_new(&v, &env, name, &port, 1, err);
 	else if (strcmp(type, "balloon") == 0)
 		rc = balloon_new(&v, &env, name, err);
+	else if (strcmp(type, "net") == 0)
+		rc = net_new(&v, &env, name, &net, err);
+	else if (strcmp(type, "vsock") == 0)
+		rc = vsock_new(&v, &env, name, 3, err);	/* its CID is loaded */
 	else
 		return fail(err, VMM_EVERSION, "the snapshot has a device of unknown type \"%s\"",
 			    type);
@@ -1360,6 +1468,8 @@ int vmm_wait(struct vmm *vm, int timeout_ms, struct vmm_event *out, struct vmm_e
 	}
 	if (out->type == VMM_EV_DOORBELL)
 		machine_poke(&vm->m);	/* there is room for another */
+	else if (out->type != VMM_EV_NONE)
+		hang_up(vm);
 	return 0;
 }
 

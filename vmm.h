@@ -232,6 +232,35 @@ VMM_API int vmm_add_balloon(struct vmm *vm, const char *name, struct vmm_error *
 VMM_API int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct vmm_error *err);
 
 /*
+ * A network card.  fd is a tap, or a connected socket: datagrams are frames; a
+ * stream has a length of 4 bytes, big-endian, before each, as passt and QEMU
+ * speak it.  mac: 6 bytes, or NULL for a random one that is locally administered.
+ * A tap is made non-blocking, which all who share it see.  When the other side
+ * goes, the guest's link is down.
+ */
+VMM_API int vmm_add_net(struct vmm *vm, const char *name, int fd, const uint8_t *mac, struct vmm_error *err);
+
+/*
+ * Sockets between host and guest (vsock).  cid is the guest's address, 3 to
+ * 0xfffffffe; each machine can have the same.  The device is called "vsock".
+ */
+VMM_API int vmm_add_vsock(struct vmm *vm, uint32_t cid, struct vmm_error *err);
+
+/*
+ * Connect to a port that the guest listens on, or will within timeout_ms (-1:
+ * whenever).  *out is a connected stream socket, the caller's to close.
+ * VMM_EREFUSED: nobody listens, or the machine does not run; VMM_ETIMEDOUT: the
+ * guest does not answer.
+ */
+VMM_API int vmm_connect(struct vmm *vm, uint32_t port, int timeout_ms, int *out, struct vmm_error *err);
+
+/*
+ * *out is a listening socket: accept() on it gives the connections that the guest
+ * makes to this port of the host, CID 2.  Closing it ends that.
+ */
+VMM_API int vmm_listen(struct vmm *vm, uint32_t port, int *out, struct vmm_error *err);
+
+/*
  * The device tree that a NEW machine would be started with, or that it was
  * started with; VMM_ESTATE of one that was restored: its size in bytes in *size, and the first cap bytes in buf.
  * buf may be NULL if cap is 0.
