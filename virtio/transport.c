@@ -713,9 +713,10 @@ int transport_new(struct device **out, struct virtio *v, uint64_t gpa, uint32_t 
 		page = calloc(1, TRANSPORT_SIZE);
 	}
 	if (!t || !page) {
+		fail(err, VMM_ENOMEM, "%s", v->name);
 		free(t);
 		v->ops->free(v);
-		return fail(err, VMM_ENOMEM, "%s", v->name);
+		return VMM_ENOMEM;
 	}
 	t->v = v;
 	t->page = page;

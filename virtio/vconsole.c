@@ -421,12 +421,13 @@ int console_new(struct virtio **out, const struct virtio_env *env, const char *n
 int console_replace(struct virtio *v, uint32_t port, int in_fd, int out_fd, struct vmm_error *err)
 {
 	struct vcon *con = (struct vcon *)v;
-	struct vcon_port *p = &con->port[port];
+	struct vcon_port *p;
 	struct stream new;
 	int r;
 
 	if (port >= con->nports)
 		return fail(err, VMM_EINVAL, "%s has no port %u", v->name, port);
+	p = &con->port[port];
 	r = stream_open(&new, v->env.loop, in_fd, out_fd, vcon_receive, vcon_room, p, err);
 	if (r)
 		return r;

@@ -7,6 +7,14 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+static void host(struct virtio *v, uint8_t what)
+{
+	if (what & 1)
+		blk_resize(v, NULL);
+	else
+		blk_limit(v, what & 2 ? 1u << 30 : 0, what & 4 ? 1000 : 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct guest *g = guest_new(data, size);
@@ -25,6 +33,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	cfg.serial = "fuzz";
 	if (blk_new(&v, &g->env, "disk0", &cfg, NULL))
 		abort();
-	guest_run(g, v);
+	guest_run(g, v, host);
 	return 0;
 }

@@ -7,6 +7,14 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+static void host(struct virtio *v, uint8_t what)
+{
+	if (what & 1)
+		console_resize(v, what, 25);
+	else
+		console_replace(v, what >> 1, -1, -1, NULL);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
 	struct guest *g = guest_new(data, size);
@@ -19,8 +27,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 					       { "b", zero, -1 } };
 	if (console_new(&v, &g->env, "console0", ports, size & 1 ? 3 : 1, NULL))
 		abort();
-	if (size & 2)
-		console_resize(v, 80, 25);
-	guest_run(g, v);
+	guest_run(g, v, host);
 	return 0;
 }

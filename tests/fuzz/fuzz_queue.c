@@ -46,6 +46,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (!v || virtio_init(v, &touch_ops, &g->env, "touch0", 2, NULL))
 		abort();
 	v->notify_by = size & 1 ? NOTIFY_LOOP : NOTIFY_VCPU;
-	guest_run(g, v);
+	guest_run(g, v, NULL);
 	return 0;
 }

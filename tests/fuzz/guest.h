@@ -113,7 +113,8 @@ static inline void guest_start(struct guest *g, uint64_t features)
 	guest_reg(g, VIRTIO_MMIO_STATUS, VIRTIO_CONFIG_S_FEATURES_OK | VIRTIO_CONFIG_S_DRIVER_OK);
 }
 
-/* A request of up to four buffers, the first of them filled from the input. */
+/* A request of up to four buffers, the first of them filled from the input:
+   there is where headers are. */
 static inline void guest_add(struct guest *g)
 {
 	uint32_t q = (uint32_t)guest_take(g, 1) % 16, shape = (uint32_t)guest_take(g, 1), i;
@@ -124,8 +125,10 @@ static inline void guest_add(struct guest *g)
 	uint64_t at = 0x20000 + 256 * guest_take(g, 1);
 
 	for (i = 0; i < n; i++) {
-		uint32_t len = i ? (uint32_t)guest_take(g, 2) : (uint32_t)guest_take(g, 1);
+		uint32_t len = (uint32_t)guest_take(g, i ? 2 : 1);
 
+		if (len & 0x8000)	/* whole sectors, more often than by chance */
+			len = (len & 0x7f) * 512;
 		if (i == 0) {
 			fill = len < g->left ? len : (uint32_t)g->left;
 			memcpy(g->mem.hva + at, g->in, fill);
@@ -175,8 +178,12 @@ static inline void guest_roundtrip(struct guest *g)
 	free(w.data);
 }
 
-/* Run the program against v, and free that. */
-static inline void guest_run(struct guest *g, struct virtio *v)
+/*
+ * Run the program against v, and free that.  host, if not NULL, is what the
+ * host program does to it in between.
+ */
+static inline void guest_run(struct guest *g, struct virtio *v,
+			     void (*host)(struct virtio *v, uint8_t what))
 {
 	struct vmm_error err;
 	unsigned int len;
@@ -187,7 +194,7 @@ static inline void guest_run(struct guest *g, struct virtio *v)
 	g->dev->irq.chip = &g->chipp;
 	guest_start(g, ~guest_take(g, 8));
 	while (g->left) {
-		switch (guest_take(g, 1) % 9) {
+		switch (guest_take(g, 1) % 10) {
 		case 0:
 			guest_add(g);
 			break;
@@ -216,6 +223,10 @@ static inline void guest_run(struct guest *g, struct virtio *v)
 		case 7:		/* a ring's index, one further */
 			++*(uint16_t *)(void *)(g->mem.hva + GUEST_RINGS *
 						(guest_take(g, 1) % 16) + 0x402);
+			break;
+		case 9:
+			if (host)
+				host(v, (uint8_t)guest_take(g, 1));
 			break;
 		default:
 			if (g->dev->ops->quiesce)

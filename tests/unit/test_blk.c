@@ -43,7 +43,8 @@ static int setup(void **state)
 	uint32_t i, k;
 
 	drv_open(&t->d);
-	snprintf(t->path, sizeof(t->path), "%s/disk-XXXXXX", getenv("TMPDIR") ? getenv("TMPDIR") : "/var/tmp");
+	snprintf(t->path, sizeof(t->path), "%s/disk-XXXXXX",
+		 getenv("TMPDIR") ? getenv("TMPDIR") : "/var/tmp");
 	t->fd = mkstemp(t->path);
 	for (i = 0; i < DISK_SIZE / sizeof(block); i++) {
 		for (k = 0; k < sizeof(block); k++)
@@ -98,8 +99,8 @@ struct request {
 };
 
 /* In flight: header, data in up to four buffers, status. */
-static struct request ask(struct driver *d, uint32_t q, uint32_t type, uint64_t sector, uint32_t len,
-			  const void *out)
+static struct request ask(struct driver *d, uint32_t q, uint32_t type, uint64_t sector,
+			  uint32_t len, const void *out)
 {
 	struct virtio_blk_outhdr h = { type, 0, sector };
 	struct request r = { drv_put(d, &h, sizeof(h)), 0, 0, 0 };
