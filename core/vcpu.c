@@ -36,9 +36,10 @@ static int vcpu_signal(void)
 
 static void vcpu_kick(struct vcpu *v)
 {
+	if (!v->threaded)
+		return;			/* and perhaps only half made */
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-	if (v->threaded)
-		pthread_kill(v->thread, vcpu_signal());
+	pthread_kill(v->thread, vcpu_signal());
 }
 
 static void vcpus_kick(struct machine *m)

@@ -106,6 +106,17 @@ static uint64_t hart_get(struct vcpu *v, uint64_t id)
 	return kvm_reg_get(v->fd, id, &value) < 0 ? 0 : value;
 }
 
+/* Write a register down; one that cannot be read must not be saved as 0. */
+static void hart_put(struct vcpu *v, uint64_t id, struct writer *w)
+{
+	uint64_t value = 0;
+	int r = kvm_reg_get(v->fd, id, &value);
+
+	if (r < 0 && r != -ENOENT && r != -EINVAL)
+		w->failed = 1;
+	put_u64(w, value);
+}
+
 int hart_starting(struct vcpu *v)
 {
 	uint32_t mp = KVM_MP_STOPPED;
@@ -163,17 +174,20 @@ int hart_save(struct vcpu *v, struct writer *w, struct vmm_error *err)
 	}
 	put_u64(w, isa.bit[0]);
 	put_u64(w, isa.bit[1]);
-	put_u64(w, hart_get(v, REG_SBI_ON(0)));
+	hart_put(v, REG_SBI_ON(0), w);
 	for (i = 2; i < 5; i++)
-		put_u64(w, hart_get(v, REG_CONFIG(i)));
-	put_u64(w, hart_get(v, CONFIG_ZICBOM));
-	put_u64(w, hart_get(v, CONFIG_ZICBOZ));
-	put_u64(w, hart_get(v, CONFIG_ZICBOP));
-	put_u64(w, hart_get(v, CONFIG_SATP));
-	put_u64(w, isa_has(&isa, ISA_V) ? hart_get(v, REG_VLENB) : 0);
-	put_u64(w, hart_get(v, TIMER_FREQUENCY));
-	put_u64(w, hart_get(v, TIMER_COMPARE));
-	put_u64(w, hart_get(v, TIMER_STATE));
+		hart_put(v, REG_CONFIG(i), w);
+	hart_put(v, CONFIG_ZICBOM, w);
+	hart_put(v, CONFIG_ZICBOZ, w);
+	hart_put(v, CONFIG_ZICBOP, w);
+	hart_put(v, CONFIG_SATP, w);
+	if (isa_has(&isa, ISA_V))
+		hart_put(v, REG_VLENB, w);
+	else
+		put_u64(w, 0);
+	hart_put(v, TIMER_FREQUENCY, w);
+	hart_put(v, TIMER_COMPARE, w);
+	hart_put(v, TIMER_STATE, w);
 	put_u32(w, mp);
 	put_u32(w, n);
 	put_bytes(w, regs.data, regs.len);

@@ -7,6 +7,7 @@
  * in KVM but kept out of the device tree, and so unused by the guest.
  */
 #include <ctype.h>
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -67,7 +68,7 @@ int isa_of_vcpu(int vcpu, struct isa *out, struct vmm_error *err)
 	for (i = 0; i < ISA_WORDS; i++) {
 		r = kvm_reg_get(vcpu, REG_ISA_ON(i), &out->bit[i]);
 		/* Kernels that know fewer extensions have fewer words. */
-		if (r < 0 && i == 0)
+		if (r < 0 && (i == 0 || r != -ENOENT))
 			return fail_sys(err, -r, "ISA extensions of a vCPU");
 	}
 	return 0;

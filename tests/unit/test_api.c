@@ -9,6 +9,7 @@
 #include <libfdt.h>
 #include <sys/fsuid.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -113,6 +114,23 @@ static int do_blk(struct vmm *vm)
 	return rc;
 }
 
+static int do_net(struct vmm *vm)
+{
+	int p[2], rc;
+
+	if (socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, p) < 0)
+		return 1;
+	rc = vmm_add_net(vm, "net0", p[0], NULL, &err);
+	close(p[0]);
+	close(p[1]);
+	return rc;
+}
+
+static int do_vsock(struct vmm *vm)
+{
+	return vmm_add_vsock(vm, 3, &err);
+}
+
 static int do_fdt(struct vmm *vm)
 {
 	size_t size = 1;
@@ -192,6 +210,8 @@ static const struct {
 	{ "vmm_add_console", do_console, { 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_add_balloon", do_balloon_device, { 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_add_blk", do_blk,	{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
+	{ "vmm_add_net", do_net,	{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
+	{ "vmm_add_vsock", do_vsock,	{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_fdt", do_fdt,		{ 0, 0, 0, 0, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_start", do_start,	{ 0, S, 0, S, B }, { 1, 1, 1, 3, 4 } },
 	{ "vmm_pause", do_pause,	{ S, 0, S, S, B }, { 0, 2, 2, 3, 4 } },
@@ -265,6 +285,7 @@ static void test_null_arguments(void **state)
 	struct vmm *vm = (struct vmm *)(uintptr_t)1;
 	struct vmm_event ev;
 	char c = 0;
+	int fd = 1;
 	size_t n;
 
 	(void)state;
@@ -288,6 +309,18 @@ static void test_null_arguments(void **state)
 	assert_fails(vmm_add_rng(vm, "a-name-of-more-than-31-characters", &err), VMM_EINVAL, "name");
 	assert_fails(vmm_add_blk(vm, "d", NULL, 0, &err), VMM_EINVAL, "path");
 	assert_fails(vmm_add_blk(vm, "d", "/x", 1u << 31, &err), VMM_EINVAL, "flags 0x80000000");
+	assert_fails(vmm_add_net(vm, "n", -1, NULL, &err), VMM_EINVAL, "no descriptor");
+	assert_fails(vmm_add_net(vm, NULL, kernel, NULL, &err), VMM_EINVAL, "name");
+	assert_fails(vmm_add_net(vm, "n", kernel, NULL, &err), err.code, "n");
+	assert_fails(vmm_add_vsock(vm, 2, &err), VMM_EINVAL, "CID 2");
+	assert_fails(vmm_add_vsock(vm, 0xffffffff, &err), VMM_EINVAL, "CID 4294967295");
+	assert_fails(vmm_connect(vm, 1, 0, &fd, &err), VMM_EINVAL, "vsock");
+	assert_int_equal(fd, -1);
+	assert_fails(vmm_listen(vm, 1, &fd, &err), VMM_EINVAL, "vsock");
+	assert_int_equal(fd, -1);
+	assert_fails(vmm_connect(vm, 1, 0, NULL, &err), VMM_EINVAL, "nowhere");
+	assert_fails(vmm_listen(vm, 1, NULL, &err), VMM_EINVAL, "nowhere");
+	assert_fails(vmm_listen(NULL, 1, &fd, &err), VMM_EINVAL, "no machine");
 	assert_fails(vmm_balloon(vm, NULL, 0, &err), VMM_EINVAL, "no balloon");
 	assert_fails(vmm_balloon(vm, "b", 0, &err), VMM_EINVAL, "no balloon b");
 	vmm_free(vm);

@@ -139,9 +139,9 @@ static void test_alarm(void **state)
 static void test_alarm_registers(void **state)
 {
 	(void)state;
-	set_alarm(0x1234567890abcdefull);
+	set_alarm(0x7234567890abcdefull);
 	assert_int_equal(rd(ALARM_LOW), 0x90abcdef);
-	assert_int_equal(rd(ALARM_HIGH), 0x12345678);
+	assert_int_equal(rd(ALARM_HIGH), 0x72345678);
 	assert_int_equal(rd(ALARM_STATUS), 1);
 	wr(CLEAR_ALARM, 1);
 	assert_int_equal(rd(ALARM_STATUS), 0);

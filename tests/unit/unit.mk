@@ -34,8 +34,8 @@ $B/fuzz/%: $B/tests/fuzz/%.o $B/tests/fuzz/main.o $(FAKE)
 	$(CC) -o $@ $^ $(LDFLAGS) $(LIBS)
 
 # Fault injection: what allocates and what opens is called through us.
-FAULT_WRAP := malloc calloc realloc strdup pthread_create memfd_create ftruncate mmap eventfd \
-	epoll_create1 epoll_ctl timerfd_create open fcntl fstat sendfile pread madvise
+FAULT_WRAP := malloc calloc realloc strdup free pthread_create memfd_create ftruncate mmap eventfd \
+	epoll_create1 epoll_ctl timerfd_create open fcntl fstat pread pwrite madvise
 $B/fault/%: $B/tests/fault/%.o $(FAKE)
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(FAULT_WRAP:%=-Wl,--wrap=%) $(LDFLAGS) $(LIBS)
@@ -61,7 +61,7 @@ fuzz:	## libFuzzer on T=fuzz_image for TIME=60 seconds
 	@$(MAKE) -s CC=clang SAN=fuzzer-no-link,address,undefined B=build/$(ARCH)-fuzz fuzz-run
 
 unit-run: $(UNIT) $(FUZZ:%=$B/fuzz/%)
-	@env -u SAN -u B -u MAKEFLAGS -u MAKEOVERRIDES tests/unit/run $(UNIT) $(HOUSE) $(foreach f,$(FUZZ),'$B/fuzz/$f $(wildcard tests/fuzz/corpus/$f)')
+	@env -u SAN -u B -u MAKEFLAGS -u MAKEOVERRIDES tests/unit/run $(HOUSE) $(UNIT) $(foreach f,$(FUZZ),'$B/fuzz/$f $(wildcard tests/fuzz/corpus/$f)')
 
 tsan-run: $(UNIT)
 	@tests/unit/run $(UNIT)

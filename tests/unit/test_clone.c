@@ -1,0 +1,577 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_clone.c - snapshots by the public interface: a machine frozen, cloned,
+ * written to a file and restored from it in another process; what a clone
+ * shares, and what it must not.
+ */
+#include "rig.h"
+
+#include <sys/wait.h>
+
+#include "../../riscv/regs.h"
+#include "../../vmm_guest.h"
+
+#define MiB	(1ull << 20)
+#define HERE	(MAP_RAM + 3 * MiB)
+
+static struct vmm_error err;
+static int kernel;
+static char path[] = "/tmp/test_clone.XXXXXX";
+
+static int setup(void **state)
+{
+	(void)state;
+	fake_reset();
+	kernel = rig_kernel();
+	strcpy(path, "/tmp/test_clone.XXXXXX");
+	close(mkstemp(path));
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	close(kernel);
+	unlink(path);
+	rig_no_violations();
+	return 0;
+}
+
+static int rings_step(struct fake_vcpu *v)
+{
+	return v->step ? FAKE_SPIN :
+	       fake_sbi(v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, v->step++ + 7, 0, 0);
+}
+
+static int vcpu0(struct vmm *vm)
+{
+	return rig_inside(vm)->vcpu[0].fd;
+}
+
+static uint64_t reg(struct vmm *vm, uint64_t id)
+{
+	uint64_t v = 0;
+
+	assert_int_equal(kvm_reg_get(vcpu0(vm), id, &v), 0);
+	return v;
+}
+
+static void *genid(struct vmm *vm)
+{
+	return mem_tail(&rig_inside(vm)->mem);
+}
+
+/* A machine that ran, and is PAUSED, with something in every part. */
+static struct vmm *original(void)
+{
+	const uint64_t x5 = 0x5555, sscratch = 0x1234;
+	struct vmm *vm;
+
+	fake.guest = rings_step;
+	vm = rig_vmm(kernel, 2);
+	assert_ok(vmm_add_serial(vm, -1, -1, &err));
+	assert_ok(vmm_add_rng(vm, "rng0", &err));
+	assert_ok(vmm_start(vm, &err));
+	rig_event(vm, VMM_EV_DOORBELL);
+	assert_ok(vmm_pause(vm, &err));
+	assert_int_equal(kvm_reg_set(vcpu0(vm), CORE_X(5), &x5), 0);
+	assert_int_equal(kvm_reg_set(vcpu0(vm), REG_CSR(2), &sscratch), 0);
+	rig_write(rig_inside(vm), MAP_UART + 7, 1, 0x77);
+	assert_ok(vmm_write(vm, HERE, "original", 8, &err));
+	return vm;
+}
+
+static void holds(struct vmm *vm, const char *text)
+{
+	char buf[32] = "";
+
+	assert_ok(vmm_read(vm, HERE, buf, strlen(text), &err));
+	assert_string_equal(buf, text);
+}
+
+/* That vm is what original() was. */
+static void check(struct vmm *vm)
+{
+	holds(vm, "original");
+	assert_int_equal(reg(vm, CORE_X(5)), 0x5555);
+	assert_int_equal(reg(vm, REG_CSR(2)), 0x1234);
+	assert_int_equal(rig_read(rig_inside(vm), MAP_UART + 7, 1), 0x77);
+}
+
+static struct vmm_snap *take(struct vmm *vm)
+{
+	struct vmm_snap *s;
+
+	assert_ok(vmm_snap_take(&s, vm, &err));
+	assert_int_equal(vmm_state(vm), VMM_PAUSED);
+	return s;
+}
+
+static struct vmm *cloned(struct vmm_snap *s)
+{
+	struct vmm *vm;
+
+	assert_ok(vmm_restore(&vm, s, NULL, &err));
+	assert_int_equal(vmm_state(vm), VMM_NEW);
+	return vm;
+}
+
+static void test_clone(void **state)
+{
+	int before = fds();
+	struct vmm *vm = original(), *a, *b;
+	struct vmm_snap *s = take(vm);
+
+	(void)state;
+	/* The original goes on; its snapshot does not. */
+	assert_ok(vmm_write(vm, HERE, "changed!", 8, &err));
+	assert_ok(vmm_start(vm, &err));
+	a = cloned(s);
+	b = cloned(s);
+	check(a);
+	check(b);
+	assert_ok(vmm_write(a, HERE, "clone a!", 8, &err));
+	holds(b, "original");
+	holds(vm, "changed!");
+	/* They run, each for itself. */
+	assert_ok(vmm_start(a, &err));
+	assert_ok(vmm_start(b, &err));
+	rig_event(a, VMM_EV_DOORBELL);
+	rig_event(b, VMM_EV_DOORBELL);
+	assert_ok(vmm_pause(a, &err));
+	holds(a, "clone a!");
+	vmm_free(vm);
+	vmm_snap_free(s);			/* before the machines made of it */
+	assert_ok(vmm_stop(b, &err));
+	assert_ok(vmm_reset(b, &err));		/* back to it all the same */
+	check(b);
+	vmm_free(b);
+	vmm_free(a);
+	assert_int_equal(fds(), before);
+}
+
+/* A clone has an identity of its own; one that goes on for the original has not. */
+static void test_identity(void **state)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm *vm = original(), *a, *b, *same;
+	struct vmm_snap *s = take(vm);
+
+	(void)state;
+	a = cloned(s);
+	assert_int_equal(fake_pulses(fake_vm(), IRQ_GENID), 1);
+	b = cloned(s);
+	assert_memory_not_equal(genid(vm), genid(a), 16);
+	assert_memory_not_equal(genid(vm), genid(b), 16);
+	assert_memory_not_equal(genid(a), genid(b), 16);
+	how.flags = VMM_RESUME;
+	assert_ok(vmm_restore(&same, s, &how, &err));
+	assert_memory_equal(genid(vm), genid(same), 16);
+	assert_int_equal(fake_pulses(fake_vm(), IRQ_GENID), 0);
+	vmm_free(same);
+	/* Taken back to its snapshot it is another one again. */
+	memcpy(genid(b), genid(a), 16);
+	assert_ok(vmm_reset(a, &err));
+	assert_memory_not_equal(genid(a), genid(b), 16);
+	assert_memory_not_equal(genid(a), genid(vm), 16);
+	vmm_free(a);
+	vmm_free(b);
+	vmm_free(vm);
+	vmm_snap_free(s);
+}
+
+/* The guest's time stands still from the pause on, and goes on from there. */
+static void test_time(void **state)
+{
+	struct vmm *vm = original(), *a;
+	uint64_t t = reg(vm, TIMER_TIME), then;
+	struct vmm_snap *s = take(vm);
+
+	(void)state;
+	nap_ms(100);
+	a = cloned(s);
+	assert_ok(vmm_start(a, &err));
+	assert_ok(vmm_pause(a, &err));
+	then = reg(a, TIMER_TIME);
+	assert_in_range(then + fake.hz / 20, t, t + fake.hz / 20 + 5 * fake.hz);
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_pause(vm, &err));
+	assert_true(reg(vm, TIMER_TIME) + fake.hz / 20 >= t);
+	vmm_free(a);
+	vmm_free(vm);
+	vmm_snap_free(s);
+}
+
+/* Devices are there; the same calls put something behind them. */
+static void test_devices(void **state)
+{
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s = take(vm);
+	char c;
+	int p[2];
+
+	(void)state;
+	vmm_free(vm);
+	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
+	a = cloned(s);
+	assert_ok(vmm_add_serial(a, -1, p[1], &err));
+	assert_ok(vmm_add_rng(a, "rng0", &err));
+	assert_fails(vmm_add_rng(a, "rng1", &err), VMM_EINVAL, "no rng device rng1");
+	assert_fails(vmm_add_console(a, "rng0", -1, -1, &err), VMM_EINVAL, "no console device rng0");
+	assert_fails(vmm_add_balloon(a, "b", &err), VMM_EINVAL, "no balloon device b");
+	rig_write(rig_inside(a), MAP_UART, 1, 'c');
+	assert_int_equal(read(p[0], &c, 1), 1);
+	assert_int_equal(c, 'c');
+	assert_ok(vmm_start(a, &err));
+	assert_ok(vmm_stop(a, &err));
+	assert_ok(vmm_reset(a, &err));		/* keeps what is behind them */
+	rig_write(rig_inside(a), MAP_UART, 1, 'd');
+	assert_int_equal(read(p[0], &c, 1), 1);
+	assert_int_equal(c, 'd');
+	vmm_free(a);
+	vmm_snap_free(s);
+	close(p[0]);
+	close(p[1]);
+}
+
+static void test_no_serial(void **state)
+{
+	struct vmm *vm, *a;
+	struct vmm_snap *s;
+
+	(void)state;
+	vm = rig_vmm(kernel, 1);
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_pause(vm, &err));
+	s = take(vm);
+	a = cloned(s);
+	assert_fails(vmm_add_serial(a, -1, -1, &err), VMM_EINVAL, "no serial port");
+	vmm_free(a);
+	vmm_free(vm);
+	vmm_snap_free(s);
+}
+
+static void test_file(void **state)
+{
+	int before = fds(), status;
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s = take(vm), *f;
+	pid_t pid;
+
+	(void)state;
+	assert_ok(vmm_snap_write(s, path, NULL, &err));
+	assert_ok(vmm_snap_verify(path, &err));
+	vmm_snap_free(s);
+	vmm_free(vm);
+	assert_int_equal(fds(), before);
+	pid = fork();
+	if (pid == 0) {
+		/* Another process: no machine of ours is in it. */
+		if (vmm_snap_open(&f, path, &err) || vmm_restore(&a, f, NULL, &err))
+			_exit(1);
+		if (reg(a, CORE_X(5)) != 0x5555 || vmm_state(a) != VMM_NEW)
+			_exit(2);
+		vmm_snap_free(f);
+		vmm_free(a);
+		_exit(fds() == before ? 0 : 3);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	/* The file can go once the first machine has been made of it. */
+	assert_ok(vmm_snap_open(&f, path, &err));
+	a = cloned(f);
+	unlink(path);
+	vmm_free(a);
+	a = cloned(f);
+	check(a);
+	assert_ok(vmm_start(a, &err));
+	rig_event(a, VMM_EV_DOORBELL);
+	vmm_snap_free(f);
+	vmm_free(a);
+	assert_int_equal(fds(), before);
+}
+
+static void *receive(void *arg)
+{
+	char buf[65536];
+	int fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+	ssize_t n;
+
+	while ((n = read(*(int *)arg, buf, sizeof(buf))) > 0)
+		if (write(fd, buf, (size_t)n) != n)
+			break;
+	close(fd);
+	return NULL;
+}
+
+static void test_send(void **state)
+{
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s = take(vm), *f;
+	pthread_t t;
+	int p[2];
+
+	(void)state;
+	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
+	pthread_create(&t, NULL, receive, &p[0]);
+	assert_ok(vmm_snap_send(s, p[1], NULL, &err));
+	close(p[1]);
+	pthread_join(t, NULL);
+	close(p[0]);
+	vmm_snap_free(s);
+	vmm_free(vm);
+	assert_ok(vmm_snap_verify(path, &err));
+	assert_ok(vmm_snap_open(&f, path, &err));
+	a = cloned(f);
+	check(a);
+	vmm_free(a);
+	vmm_snap_free(f);
+}
+
+static int stop_it(void *arg, uint64_t done, uint64_t total)
+{
+	(void)done;
+	(void)total;
+	return ++*(int *)arg > 0;
+}
+
+static void test_arguments(void **state)
+{
+	struct vmm_write_config write_how = VMM_WRITE_INIT;
+	struct {
+		struct vmm_restore_config c;
+		uint8_t		tail[16];
+	} how = { .c = VMM_RESTORE_INIT };
+	struct vmm *vm = original(), *a = (struct vmm *)(uintptr_t)1;
+	struct vmm_snap *s = take(vm), *f = (struct vmm_snap *)(uintptr_t)1;
+	int before = fds(), asked = 0, fd;
+	char was[6] = "";
+
+	(void)state;
+	assert_fails(vmm_restore(NULL, s, NULL, &err), VMM_EINVAL, "nowhere");
+	assert_fails(vmm_restore(&a, NULL, NULL, &err), VMM_EINVAL, "no snapshot");
+	how.c.flags = 0x80;
+	assert_fails(vmm_restore(&a, s, &how.c, &err), VMM_EINVAL, "flags 0x80");
+	assert_null(a);
+	how.c.flags = 0;
+	how.c.irqchip = 9;
+	assert_fails(vmm_restore(&a, s, &how.c, &err), VMM_EINVAL, "interrupt controller 9");
+	how.c.irqchip = VMM_IRQCHIP_AIA_HWACCEL;
+	assert_fails(vmm_restore(&a, s, &how.c, &err), VMM_ENOTSUP, "guest interrupt files");
+	how.c.irqchip = 0;
+	how.c.size = sizeof(how);
+	assert_ok(vmm_restore(&a, s, &how.c, &err));
+	vmm_free(a);
+	how.tail[3] = 1;
+	assert_fails(vmm_restore(&a, s, &how.c, &err), VMM_EINVAL, "struct vmm_restore_config: byte");
+	assert_null(a);
+	assert_fails(vmm_snap_open(NULL, path, &err), VMM_EINVAL, "nowhere");
+	assert_fails(vmm_snap_open(&f, NULL, &err), VMM_EINVAL, "no path");
+	assert_fails(vmm_snap_open(&f, "/nonexistent/s", &err), VMM_ESYS, "/nonexistent/s");
+	assert_null(f);
+	assert_fails(vmm_snap_open(&f, "/dev/null", &err), VMM_EFORMAT, "/dev/null");
+	assert_fails(vmm_snap_verify(NULL, &err), VMM_EINVAL, "no path");
+	assert_fails(vmm_snap_verify("/nonexistent/s", &err), VMM_ESYS, "/nonexistent/s");
+	assert_fails(vmm_snap_write(NULL, path, NULL, &err), VMM_EINVAL, "no snapshot");
+	assert_fails(vmm_snap_write(s, NULL, NULL, &err), VMM_EINVAL, "nowhere");
+	assert_fails(vmm_snap_send(s, -1, NULL, &err), VMM_EINVAL, "nowhere");
+	assert_fails(vmm_snap_send(s, 800, NULL, &err), VMM_ESYS, "");
+	assert_fails(vmm_snap_write(s, "/nonexistent/s", NULL, &err), VMM_ESYS, "/nonexistent/s");
+	write_how.flags = 2;
+	assert_fails(vmm_snap_write(s, path, &write_how, &err), VMM_EINVAL, "flags 0x2");
+	write_how.flags = 0;
+	/* Given up on the way: what was at that path is there. */
+	fd = open(path, O_WRONLY | O_TRUNC | O_CLOEXEC);
+	assert_int_equal(write(fd, "was it", 6), 6);
+	close(fd);
+	write_how.progress = stop_it;
+	write_how.progress_arg = &asked;
+	assert_fails(vmm_snap_write(s, path, &write_how, &err), VMM_ESTATE, "");
+	assert_true(asked > 0);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	assert_int_equal(read(fd, was, 6), 6);
+	close(fd);
+	assert_memory_equal(was, "was it", 6);
+	assert_int_equal(fds(), before);
+	vmm_snap_free(s);
+	vmm_free(vm);
+}
+
+/* A host that lacks what the snapshot needs says so, and keeps nothing. */
+static void test_other_host(void **state)
+{
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s = take(vm);
+	int before;
+
+	(void)state;
+	vmm_free(vm);
+	before = fds();
+	fake.vlenb = 16;
+	assert_fails(vmm_restore(&a, s, NULL, &err), VMM_EVERSION, "vlenb");
+	fake.vlenb = 32;
+	fake.hz = 1;
+	assert_fails(vmm_restore(&a, s, NULL, &err), VMM_EVERSION, "timer frequency");
+	fake.hz = 10000000;
+	fake.isa[0] &= ~(1ull << 15);
+	assert_fails(vmm_restore(&a, s, NULL, &err), VMM_EVERSION, "ISA extensions");
+	fake.isa[0] |= 1ull << 15;
+	fake.aia = 0;
+	assert_fails(vmm_restore(&a, s, NULL, &err), VMM_ENOTSUP, "no in-kernel AIA");
+	fake.aia = 1;
+	assert_null(a);
+	assert_int_equal(fds(), before);
+	a = cloned(s);
+	check(a);
+	vmm_free(a);
+	vmm_snap_free(s);
+}
+
+/* A clone's clone, and so on: each is what it was frozen as. */
+static void test_generations(void **state)
+{
+	struct vmm *vm = original(), *next;
+	struct vmm_snap *s;
+	char text[9];
+	int i, before;
+
+	(void)state;
+	before = fds();
+	for (i = 0; i < 6; i++) {
+		snprintf(text, sizeof(text), "round %c.", (char)('a' + i));
+		assert_ok(vmm_write(vm, HERE, text, 8, &err));
+		s = take(vm);
+		next = cloned(s);
+		vmm_snap_free(s);
+		vmm_free(vm);
+		vm = next;
+		holds(vm, text);
+		assert_ok(vmm_write(vm, HERE + 4096 * (uint64_t)(i + 1), text, 8, &err));
+		assert_ok(vmm_start(vm, &err));
+		rig_event(vm, VMM_EV_DOORBELL);
+		assert_ok(vmm_pause(vm, &err));
+	}
+	for (i = 0; i < 6; i++) {
+		char seen[9] = "";
+
+		snprintf(text, sizeof(text), "round %c.", (char)('a' + i));
+		assert_ok(vmm_read(vm, HERE + 4096 * (uint64_t)(i + 1), seen, 8, &err));
+		assert_string_equal(seen, text);
+	}
+	assert_in_range(fds(), before - 2, before + 2);
+	vmm_free(vm);
+}
+
+struct cloner {
+	pthread_t	t;
+	struct vmm_snap	*s;
+	int		wrong;
+};
+
+static void *cloning(void *arg)
+{
+	struct cloner *c = arg;
+	struct vmm_error e;
+	struct vmm_event ev;
+	struct vmm *vm;
+	char buf[8];
+	int i;
+
+	for (i = 0; i < (SLOW ? 5 : 20) && !c->wrong; i++) {
+		c->wrong = vmm_restore(&vm, c->s, NULL, &e);
+		if (c->wrong)
+			break;
+		c->wrong = vmm_read(vm, HERE, buf, 8, &e) || memcmp(buf, "original", 8) != 0 ||
+			   vmm_write(vm, HERE, "whatever", 8, &e) || vmm_start(vm, &e) ||
+			   vmm_wait(vm, 20000, &ev, &e) || ev.type != VMM_EV_DOORBELL;
+		vmm_free(vm);
+	}
+	vmm_snap_free(c->s);		/* the last one to go frees it */
+	return NULL;
+}
+
+/* Cloned by several threads, each of which holds it open by a file of its own,
+   and one that is shared. */
+static void test_threads(void **state)
+{
+	int before = fds(), i;
+	struct vmm *vm = original();
+	struct vmm_snap *s = take(vm);
+	struct cloner c[3] = { 0 };
+
+	(void)state;
+	assert_ok(vmm_snap_write(s, path, NULL, &err));
+	for (i = 0; i < 3; i++) {
+		c[i].s = s;
+		if (i)
+			assert_ok(vmm_snap_open(&c[i].s, path, &err));
+		pthread_create(&c[i].t, NULL, cloning, &c[i]);
+	}
+	for (i = 0; i < 3; i++) {
+		pthread_join(c[i].t, NULL);
+		assert_int_equal(c[i].wrong, 0);
+	}
+	vmm_free(vm);
+	assert_int_equal(fds(), before);
+}
+
+/* Damage anywhere is found by who looks for it; a machine is made of what is
+   whole, or not at all. */
+static void test_damage(void **state)
+{
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s = take(vm), *f;
+	uint8_t byte;
+	int fd, before, rc, refused = 0;
+	off_t size, at;
+
+	(void)state;
+	assert_ok(vmm_snap_write(s, path, NULL, &err));
+	vmm_snap_free(s);
+	vmm_free(vm);
+	before = fds();
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	size = lseek(fd, 0, SEEK_END);
+	for (at = 0; at < size; at += SLOW ? 31 : 5) {
+		assert_int_equal(pread(fd, &byte, 1, at), 1);
+		byte ^= 0x10;
+		assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+		memset(&err, 0, sizeof(err));
+		rc = vmm_snap_open(&f, path, &err);
+		if (rc == 0) {
+			rc = vmm_restore(&a, f, NULL, &err);
+			if (rc == 0) {
+				check(a);
+				vmm_free(a);
+			}
+			vmm_snap_free(f);
+		}
+		if (rc && rc != VMM_EFORMAT && rc != VMM_EVERSION)
+			fail_msg("byte %ld of %ld: %s: %s", (long)at, (long)size, vmm_strerror(rc),
+				 err.message);
+		refused += rc != 0;
+		rc = vmm_snap_verify(path, &err);
+		if (rc != VMM_EFORMAT && rc != VMM_EVERSION)
+			fail_msg("byte %ld of %ld is wrong, and the file is well: %s", (long)at,
+				 (long)size, vmm_strerror(rc));
+		byte ^= 0x10;
+		assert_int_equal(pwrite(fd, &byte, 1, at), 1);
+		assert_int_equal(fds(), before + 1);
+	}
+	close(fd);
+	assert_true(refused > 80);
+	assert_ok(vmm_snap_verify(path, &err));
+}
+
+int main(void)
+{
+#define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+	const struct CMUnitTest tests[] = {
+		T(test_clone), T(test_identity), T(test_time), T(test_devices), T(test_no_serial),
+		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
+		T(test_generations), T(test_threads), T(test_damage),
+	};
+
+	time_limit(30);
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
