@@ -32,6 +32,9 @@ static unsigned int passed, failed, skipped;
 /* ---- Running cases -------------------------------------------------------------- */
 
 static void end(int status, const char *fmt, va_list ap)
+	__attribute__((format(printf, 2, 0), noreturn));
+
+static void end(int status, const char *fmt, va_list ap)
 {
 	static pthread_mutex_t once = PTHREAD_MUTEX_INITIALIZER;
 
@@ -47,8 +50,6 @@ void test_fail(const char *fmt, ...)
 
 	va_start(ap, fmt);
 	end(1, fmt, ap);
-	va_end(ap);
-	abort();
 }
 
 void test_skip(const char *fmt, ...)
@@ -57,8 +58,6 @@ void test_skip(const char *fmt, ...)
 
 	va_start(ap, fmt);
 	end(STATUS_SKIP, fmt, ap);
-	va_end(ap);
-	abort();
 }
 
 void test_note(const char *fmt, ...)

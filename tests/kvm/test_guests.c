@@ -108,7 +108,7 @@ static void uart_rx(void)
 	uint8_t *data;
 
 	unpack();
-	total = variant == 2 ? 300000 : 8000;
+	total = variant == 2 ? 300000 : 4000;
 	data = malloc(total);
 	for (i = 0; i < total; i++)
 		data[i] = (uint8_t)(i * 7 + i / 256);
@@ -175,7 +175,7 @@ static void holes(void)
 	vmm_free(vm);
 }
 
-static const uint64_t flood[] = { 4000, 4000, 1000000, 4000 };
+static const uint64_t flood[] = { 2000, 2000, 1000000, 2000 };
 
 /* All of a flood arrives, in order. */
 static void uart_flood(void)

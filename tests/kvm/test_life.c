@@ -172,7 +172,7 @@ static void kill_at_once(void)
 {
 	unsigned int i;
 
-	for (i = 0; i < 20; i++) {
+	for (i = 0; i < 12; i++) {
 		struct vmm *vm = guest_new("spin", 2, 1);
 
 		start(vm);
@@ -190,7 +190,7 @@ static void reboot(void)
 	struct vmm_event ev;
 	unsigned int i;
 
-	for (i = 0; i < 20; i++) {
+	for (i = 0; i < 12; i++) {
 		guest_arg(vm, 0, 1 + i % 2);
 		start(vm);
 		expect_event(vm, VMM_EV_REBOOT, 0, 20);
@@ -317,7 +317,7 @@ static void crash_is_its_own(void)
 
 	for (i = 0; i < 5; i++) {
 		bad = guest_new("forbidden", 1, 1);
-		guest_arg(bad, 0, 0);
+		guest_arg(bad, 0, 4);	/* an atomic on a device */
 		start(bad);
 		next_event(bad, &ev, 20);
 		CHECK_EQ(ev.type, VMM_EV_CRASH);
@@ -434,7 +434,7 @@ static void *machine_main(void *arg)
 {
 	unsigned int i;
 
-	for (i = 0; i < 10; i++) {
+	for (i = 0; i < 5; i++) {
 		struct vmm *vm = guest_new("hello", 1, 1);
 
 		guest_arg(vm, 0, (uintptr_t)arg + i);
@@ -496,7 +496,7 @@ static void nothing_is_left(void)
 	unsigned int fds = 0, threads = 0, i;
 	uint64_t rss = 0;
 
-	for (i = 0; i < 40; i++) {
+	for (i = 0; i < 30; i++) {
 		struct vmm *vm = i % 2 ? spinning(2) : guest_new("hello", 1, 1);
 		struct vmm_stats st = VMM_STATS_INIT;
 
@@ -514,7 +514,7 @@ static void nothing_is_left(void)
 			CHECK_EQ(count_threads(), threads);
 		}
 	}
-	test_note("RSS after 10 machines %llu KiB, after 40 %llu KiB", (unsigned long long)rss,
+	test_note("RSS after 10 machines %llu KiB, after 30 %llu KiB", (unsigned long long)rss,
 		  (unsigned long long)rss_kib());
 	CHECK(rss_kib() <= rss + 512);
 }
