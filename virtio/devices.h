@@ -155,7 +155,7 @@ void vsock_hang_up_all(struct virtio *v);
  * A stream socket, connected to a port of the guest on which somebody listens,
  * or will before timeout_ms (-1: whenever) are over.  VMM_EREFUSED if nobody
  * does, VMM_ETIMEDOUT if the guest does not answer.  more, if not NULL, is asked
- * now and then, with the I/O lock held, whether to wait on.
+ * now and then, with the I/O lock held, whether to wait on: else VMM_EREFUSED.
  */
 int vsock_connect(struct virtio *v, uint32_t port, int timeout_ms, int (*more)(const void *arg),
 		  const void *arg, int *out, struct vmm_error *err);

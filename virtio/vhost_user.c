@@ -123,6 +123,7 @@ struct vhost {
 	uint8_t		config[VHOST_CONFIG_MAX];
 	uint64_t	features;	/* of the back end */
 	uint64_t	protocol;	/* agreed on with it */
+	uint8_t		running;	/* it has been given the rings */
 	uint8_t		dead;		/* it was there, and is gone */
 	struct vhost_ring ring[QUEUES_MAX];
 };
@@ -268,6 +269,7 @@ static void vhost_disconnect(struct vhost *vu)
 		loop_del(vu->v.env.loop, &vu->ring[i].call);
 		vu->ring[i].running = 0;
 	}
+	vu->running = 0;
 	loop_del(vu->v.env.loop, &vu->io);
 	if (vu->io.fd >= 0)
 		close(vu->io.fd);
@@ -284,13 +286,10 @@ static void vhost_gone(struct vhost *vu, const char *why)
 		virtio_fail(&vu->v, "there is nobody to serve it");
 }
 
-/* It says something unasked, or hangs up. */
 static void vhost_on_socket(void *arg, uint32_t events)
 {
-	struct vhost *vu = arg;
-
-	vhost_gone(vu, events & (EPOLLHUP | EPOLLRDHUP | EPOLLERR) ? "it has closed its socket" :
-		   "it broke the protocol");
+	(void)events;
+	vhost_gone(arg, "it has closed its socket");
 }
 
 static void vhost_on_call(void *arg, uint32_t events)
@@ -362,8 +361,9 @@ static void vhost_start(struct vhost *vu)
 
 	if (vu->dead)
 		virtio_fail(&vu->v, "there is nobody to serve it");
-	if (!vu->v.active || vu->io.fd < 0 || vu->ring[0].running)
+	if (!vu->v.active || vu->io.fd < 0 || vu->running)
 		return;
+	vu->running = 1;
 	r = vhost_set_u64(vu, VHOST_SET_FEATURES, features);
 	if (r == 0)
 		r = vhost_set_mem(vu);
@@ -379,8 +379,9 @@ static void vhost_stop(struct vhost *vu)
 {
 	struct vhost_msg m;
 	uint32_t i;
-	int r = 0;
+	int r;
 
+	vu->running = 0;
 	for (i = 0; i < vu->v.nqueues && vu->io.fd >= 0; i++) {
 		if (!vu->ring[i].running)
 			continue;
@@ -399,15 +400,15 @@ static void vhost_stop(struct vhost *vu)
 	}
 }
 
-/* Start it when the machine runs, which may be now. */
-static void vhost_start_later(struct vhost *vu)
+/* Start it when the loop goes on: any ring that is notified will do. */
+static void vhost_again(struct vhost *vu)
 {
-	const struct loop *loop = vu->v.env.loop;
+	uint32_t i;
 
-	if (loop->started && !loop->hold)
-		vhost_start(vu);
-	else
-		queue_again(&vu->v.queue[0]);
+	for (i = 0; i < vu->v.nqueues && !vu->v.queue[i].ready; i++)
+		;
+	if (vu->v.active && i < vu->v.nqueues)
+		queue_again(&vu->v.queue[i]);
 }
 
 /* ---- The back end ------------------------------------------------------------------------ */
@@ -511,7 +512,8 @@ static int vhost_attach(struct vhost *vu, const char *path, int fd, struct vmm_e
 	if (!r)
 		r = vhost_greet(vu, err);
 	if (!r) {
-		r = loop_add(vu->v.env.loop, &vu->io, EPOLLIN | EPOLLRDHUP);
+		/* Answers are read where they are expected, on any thread. */
+		r = loop_add(vu->v.env.loop, &vu->io, EPOLLRDHUP);
 		r = r < 0 ? fail_sys(err, -r, "vhost-user socket for %s", vu->v.name) : 0;
 	}
 	if (r)
@@ -525,7 +527,12 @@ static int vhost_attach(struct vhost *vu, const char *path, int fd, struct vmm_e
 
 static void vhost_activate(struct virtio *v)
 {
-	vhost_start_later((struct vhost *)v);
+	const struct loop *loop = v->env.loop;
+
+	if (loop->started && !loop->hold)
+		vhost_start((struct vhost *)v);
+	else
+		vhost_again((struct vhost *)v);	/* it has just been loaded */
 }
 
 /* Not of the guest, which notifies the back end: the machine goes on. */
@@ -543,7 +550,7 @@ static void vhost_reset(struct virtio *v)
 static void vhost_quiesce(struct virtio *v)
 {
 	vhost_stop((struct vhost *)v);
-	queue_again(&v->queue[0]);
+	vhost_again((struct vhost *)v);
 }
 
 static void vhost_save(const struct virtio *v, struct writer *w)
@@ -585,7 +592,7 @@ static int vhost_open(struct virtio *v, struct vmm_error *err)
 			    v->name);
 	r = vhost_attach(vu, vu->path, -1, err);
 	if (!r)
-		vhost_start_later(vu);
+		vhost_again(vu);
 	return r;
 }
 
@@ -621,16 +628,18 @@ static int vhost_describe(struct vhost *vu, const struct vhost_user_config *cfg,
 {
 	struct virtio_fs_config fs;
 	uint32_t i;
+	size_t n;
 
 	vu->v.notify_by = NOTIFY_EXTERNAL;
 	vu->v.config = vu->config;
 	vu->v.config_size = VHOST_CONFIG_BLK;
 	if (vu->ops.id == VIRTIO_ID_FS) {
 		memset(&fs, 0, sizeof(fs));
-		if (!cfg->tag || !*cfg->tag || strlen(cfg->tag) > VHOST_TAG_MAX)
+		n = cfg->tag ? strlen(cfg->tag) : 0;
+		if (n > VHOST_TAG_MAX || (!n && (cfg->path || cfg->fd >= 0)))
 			return fail(err, VMM_EINVAL, "%s: a tag has 1 to %u bytes", vu->v.name,
 				    VHOST_TAG_MAX);
-		memcpy(fs.tag, cfg->tag, strlen(cfg->tag));
+		memcpy(fs.tag, n ? cfg->tag : "", n);
 		fs.num_request_queues = queues - 1;
 		vu->v.config_size = sizeof(fs);
 		memcpy(vu->config, &fs, sizeof(fs));
@@ -692,6 +701,6 @@ int vhost_user_replace(struct virtio *v, const struct vhost_user_config *cfg,
 	vu->path[0] = '\0';
 	r = vhost_attach(vu, cfg->path, cfg->fd, err);
 	if (!r)
-		vhost_start_later(vu);
+		vhost_again(vu);
 	return r;
 }

@@ -22,129 +22,39 @@
  *
  * A guest that breaks the rules loses the connection, and nothing else.
  *
- * Listening.  A host program gets a listening AF_UNIX socket, to which we
- * connect for each request of the guest.  Its name is gone from the file system
- * by then, so that nobody else can.
- *
  * Not done: SEQPACKET; datagrams; other CIDs than the guest's and the host's.
  *
  * I/O lock held.  Saved: the CID.  Connections are not: a restored guest is
  * told that they are gone (TRANSPORT_RESET), and until it has heard that none
- * is made.  Host programs that listen, and those that wait to be connected,
- * are this machine's, and stay through a reset of the device.
+ * is made.
  */
 #include <errno.h>
-#include <fcntl.h>
 #include <poll.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <linux/virtio_ids.h>
-#include <linux/virtio_vsock.h>
+#include <linux/virtio_ring.h>
 
 #include "../core/clock.h"
-#include "devices.h"
+#include "vsock.h"
 
 #define VSOCK_F_STREAM	0		/* 5.10.3 */
-#define VSOCK_HOST	2u		/* the CID of a host */
 #define VSOCK_HDR	((uint32_t)sizeof(struct virtio_vsock_hdr))
 #define VSOCK_BOTH	((uint32_t)(VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND))
-
-#define VSOCK_CONNS	8192u		/* at once */
-#define VSOCK_HASH	1024u		/* a power of two */
-#define VSOCK_RESETS	256u		/* answers that belong to no connection */
 #define VSOCK_MEMORY	(64u << 20)	/* shared out as windows, roughly */
 #define VSOCK_WINDOW_MAX (256u << 10)
 #define VSOCK_WINDOW_MIN (16u << 10)
 #define VSOCK_TURN	(64u << 10)	/* bytes before others have a turn */
 #define VSOCK_AT_ONCE	(32u << 10)	/* bytes taken on the vCPU's thread */
-#define VSOCK_BATCH	16u		/* buffers filled by one system call */
-#define VSOCK_PORT_FIRST 0x40000000u	/* of the host, where it connects from */
-#define VSOCK_PORT_LAST	0x7fffffffu
-#define VSOCK_RETRY_NS	1000000ull	/* after a refusal, at first */
-#define VSOCK_RETRY_MAX	10000000ull
-#define VSOCK_SLICE_NS	100000000ull	/* the longest a caller sleeps, or waits
-					   for the guest to hear of a reset */
-
-enum { VSOCK_RX, VSOCK_TX, VSOCK_EVENT, VSOCK_QUEUES };
-
-enum {
-	VSOCK_CALLING,			/* by the host, and not answered yet */
-	VSOCK_OPEN,
-	VSOCK_CLOSING,			/* its last packet is owed to the guest */
-	VSOCK_DRAINING			/* the guest has closed it; bytes are left */
-};
-
-/* What the guest is to be told, in this order. */
-enum { VSOCK_REQUEST = 1, VSOCK_RESPONSE = 2, VSOCK_CREDIT = 4, VSOCK_SHUTDOWN = 8, VSOCK_RST = 16 };
+#define VSOCK_SMALL	4096u		/* bytes of which the guest need not hear soon */
+#define VSOCK_DELAY_NS	1000000
+#define VSOCK_LOST_NS	500000000ull	/* for the guest to hear that all is lost */
 
 /* A turn of a connection ends because... */
 enum { VSOCK_DONE, VSOCK_MORE, VSOCK_NO_ROOM, VSOCK_GONE };
-
-/* A caller that waits for a connection. */
-struct vsock_call {
-	pthread_cond_t	cond;
-	struct vsock_conn *conn;	/* until it is made */
-	int		refused;
-};
-
-struct vsock_conn {
-	struct vsock	*vs;
-	struct io	io;
-	uint32_t	watch;		/* EPOLL* it is watched for, if it is */
-	struct vsock_conn *next, **link;	/* in its bucket */
-	struct vsock_conn *wait_next, **wait_link;	/* among those that wait */
-	struct vsock_call *call;
-	uint32_t	port, peer_port;	/* the host's, the guest's */
-	uint8_t		state, owed;
-	uint8_t		ready;		/* bytes wait in the socket for a buffer */
-	uint8_t		eof;		/* the socket has no more, or nobody wants it */
-	uint32_t	shut, peer_shut;	/* VIRTIO_VSOCK_SHUTDOWN_*, said so far */
-	/* To the guest: sent, forwarded there, its window.  Wraps (5.10.6.3). */
-	uint32_t	tx_cnt, peer_fwd, peer_alloc;
-	/* From the guest: received, taken by the socket, told so, our window. */
-	uint32_t	rx_cnt, fwd_cnt, fwd_told, window;
-	uint8_t		*buf;		/* window bytes, a ring; NULL while empty */
-	uint32_t	head, len;
-};
-
-struct vsock_listener {
-	struct vsock_listener *next;
-	uint32_t	port;
-	int		path;		/* O_PATH of its socket */
-};
-
-/* An answer to a packet that belongs to no connection. */
-struct vsock_reset {
-	uint64_t	src_cid, dst_cid;
-	uint32_t	src_port, dst_port;
-	uint16_t	type;
-};
-
-struct vsock {
-	struct virtio	v;
-	struct virtio_vsock_config config;
-	struct vsock_conn *table[VSOCK_HASH];
-	struct vsock_conn *draining;
-	struct vsock_conn *wait, **wait_tail;
-	struct vsock_listener *listeners;
-	uint32_t	nconns, next_port;
-	uint32_t	reset_head, nresets;
-	struct vsock_reset reset[VSOCK_RESETS];
-	uint8_t		tx_stalled;	/* by a full list of answers */
-	uint8_t		tx_later, rx_later;	/* left to the I/O thread */
-	uint8_t		lost;		/* the guest has connections that are gone... */
-	uint8_t		told;		/* and the event that says so */
-	uint16_t	told_at;	/* end of the event ring then */
-	uint64_t	lost_until;	/* a driver that does not listen must wait no longer */
-	uint64_t	errors;
-	struct chain	rx[VSOCK_BATCH];
-};
 
 /* ---- Connections ------------------------------------------------------------- */
 
@@ -171,7 +81,7 @@ static void vsock_unlink(struct vsock_conn *c)
 	*c->link = c->next;
 }
 
-static struct vsock_conn *vsock_find(struct vsock *vs, uint32_t port, uint32_t peer_port)
+struct vsock_conn *vsock_find(struct vsock *vs, uint32_t port, uint32_t peer_port)
 {
 	struct vsock_conn *c = *vsock_bucket(vs, port, peer_port);
 
@@ -182,9 +92,8 @@ static struct vsock_conn *vsock_find(struct vsock *vs, uint32_t port, uint32_t p
 
 static void vsock_on_socket(void *arg, uint32_t events);
 
-/* Takes fd. */
-static struct vsock_conn *vsock_conn_new(struct vsock *vs, int fd, uint32_t port,
-					 uint32_t peer_port, uint8_t state)
+struct vsock_conn *vsock_conn_new(struct vsock *vs, int fd, uint32_t port, uint32_t peer_port,
+				  uint8_t state)
 {
 	struct vsock_conn *c = calloc(1, sizeof(*c));
 
@@ -232,7 +141,7 @@ static void vsock_wait_end(struct vsock_conn *c)
 	c->wait_link = NULL;
 }
 
-static void vsock_owe(struct vsock_conn *c, uint8_t what)
+void vsock_owe(struct vsock_conn *c, uint8_t what)
 {
 	c->owed |= what;
 	vsock_wait(c);
@@ -247,7 +156,7 @@ static void vsock_close(struct vsock_conn *c)
 	c->io.fd = -1;
 }
 
-static void vsock_conn_free(struct vsock_conn *c)
+void vsock_conn_free(struct vsock_conn *c)
 {
 	vsock_wait_end(c);
 	vsock_unlink(c);
@@ -278,11 +187,12 @@ static void vsock_watch(struct vsock_conn *c);
 /* The guest knows nothing of it any more. */
 static void vsock_forget(struct vsock_conn *c)
 {
-	if (!c->len || c->io.fd < 0) {
-		if (c->io.fd >= 0)
-			vsock_hang_up(c);
-		else
-			vsock_conn_free(c);
+	if (c->io.fd < 0) {
+		vsock_conn_free(c);
+		return;
+	}
+	if (!c->len) {
+		vsock_hang_up(c);
 		return;
 	}
 	vsock_wait_end(c);
@@ -329,18 +239,21 @@ static void vsock_watch(struct vsock_conn *c)
 	uint32_t events = c->len ? EPOLLOUT : 0;
 	int on = c->len != 0;
 
-	if (c->state == VSOCK_OPEN && c->eof)
+	if (c->state == VSOCK_OPEN && c->eof) {
 		on = 1;			/* for EPOLLHUP */
-	else if (c->state == VSOCK_OPEN && !c->ready && vsock_credit(c)) {
+	} else if (c->state == VSOCK_OPEN && !c->wait_link && vsock_credit(c)) {
 		events |= EPOLLIN;
 		on = 1;
 	}
-	if (!on)
+	if (!on) {
 		loop_del(loop, &c->io);
-	else if (!c->io.watched)
-		loop_add(loop, &c->io, events);
-	else if (events != c->watch)
-		loop_mod(loop, &c->io, events);
+	} else if (c->io.watched) {
+		if (events != c->watch)
+			loop_mod(loop, &c->io, events);
+	} else if (loop_add(loop, &c->io, events) < 0) {
+		vsock_finish(c, VSOCK_RST);
+		return;
+	}
 	c->watch = events;
 }
 
@@ -442,18 +355,17 @@ static uint32_t vsock_gather(struct vsock *vs, uint32_t max, uint32_t credit, st
 }
 
 /* The host program has closed the connection, or its half of it. */
-static int vsock_ended(struct vsock_conn *c)
+static void vsock_ended(struct vsock_conn *c)
 {
 	struct pollfd p = { .fd = c->io.fd };
 
 	if (poll(&p, 1, 0) > 0 && (p.revents & POLLHUP)) {
 		vsock_finish(c, VSOCK_SHUTDOWN);
-		return VSOCK_DONE;
+		return;
 	}
 	c->eof = 1;
 	c->shut |= VIRTIO_VSOCK_SHUTDOWN_SEND;
 	vsock_owe(c, VSOCK_SHUTDOWN);
-	return VSOCK_DONE;
 }
 
 /*
@@ -502,11 +414,7 @@ static int vsock_receive(struct vsock_conn *c)
 	return VSOCK_DONE;
 }
 
-/*
- * Send what waits for buffers of the guest, as far as there are any.  A vCPU's
- * thread leaves what is in sockets to the I/O thread (data: 0).
- */
-static void vsock_pump(struct vsock *vs, int data)
+void vsock_pump(struct vsock *vs, int data)
 {
 	struct queue *q = &vs->v.queue[VSOCK_RX];
 	struct chain *buf = &vs->rx[0];
@@ -544,8 +452,7 @@ static void vsock_pump(struct vsock *vs, int data)
 
 /* ---- Packets of the guest --------------------------------------------------------- */
 
-/* Answer a packet that belongs to no connection; there is room in the list. */
-static void vsock_refuse(struct vsock *vs, const struct virtio_vsock_hdr *h)
+void vsock_refuse(struct vsock *vs, const struct virtio_vsock_hdr *h)
 {
 	struct vsock_reset *r;
 
@@ -553,18 +460,6 @@ static void vsock_refuse(struct vsock *vs, const struct virtio_vsock_hdr *h)
 		return;
 	r = &vs->reset[(vs->reset_head + vs->nresets++) % VSOCK_RESETS];
 	*r = (struct vsock_reset){ h->dst_cid, h->src_cid, h->dst_port, h->src_port, h->type };
-}
-
-static void vsock_answered(struct vsock_conn *c, int refused)
-{
-	c->owed &= (uint8_t)~VSOCK_REQUEST;
-	c->call->refused = refused;
-	pthread_cond_signal(&c->call->cond);
-	if (refused)
-		return;
-	c->call->conn = NULL;
-	c->call = NULL;
-	c->state = VSOCK_OPEN;
 }
 
 /*
@@ -674,7 +569,7 @@ static int vsock_data(struct vsock_conn *c, struct chain *buf, uint32_t len)
 	return 0;
 }
 
-/* 5.10.6.6.  Returns as vsock_data(). */
+/* 5.10.6.5.  Returns as vsock_data(). */
 static int vsock_shut(struct vsock_conn *c, uint32_t flags)
 {
 	if (c->state != VSOCK_OPEN || !(flags & VSOCK_BOTH))
@@ -697,36 +592,10 @@ static int vsock_shut(struct vsock_conn *c, uint32_t flags)
 /* The guest wants to reach a program of the host. */
 static int vsock_accept(struct vsock *vs, const struct virtio_vsock_hdr *h)
 {
-	struct vsock_listener **p = &vs->listeners, *l;
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+	int fd = vs->nconns < VSOCK_CONNS ? vsock_dial(vs, h->dst_port) : -EMFILE;
 	struct vsock_conn *c;
-	int fd;
 
-	while (*p && (*p)->port != h->dst_port)
-		p = &(*p)->next;
-	l = *p;
-	if (!l || vs->nconns >= VSOCK_CONNS)
-		return -1;
-	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-	if (fd < 0) {
-		/* The 1st, 2nd, 4th, 8th: a guest cannot fill the host's log. */
-		vs->errors++;
-		if ((vs->errors & (vs->errors - 1)) == 0)
-			virtio_log(&vs->v, VMM_LOG_ERROR, "a connection of the guest: %s",
-				   strerror(errno));
-		return -1;
-	}
-	snprintf(addr.sun_path, sizeof(addr.sun_path), "/proc/self/fd/%d", l->path);
-	if (connect(fd, (struct sockaddr *)&addr, sizeof(addr)) < 0) {
-		if (errno == ECONNREFUSED) {	/* nobody listens any more */
-			*p = l->next;
-			close(l->path);
-			free(l);
-		}
-		close(fd);		/* else: as many wait as can */
-		return -1;
-	}
-	c = vsock_conn_new(vs, fd, h->dst_port, h->src_port, VSOCK_OPEN);
+	c = fd < 0 ? NULL : vsock_conn_new(vs, fd, h->dst_port, h->src_port, VSOCK_OPEN);
 	if (!c)
 		return -1;
 	c->peer_alloc = h->buf_alloc;
@@ -734,8 +603,6 @@ static int vsock_accept(struct vsock *vs, const struct virtio_vsock_hdr *h)
 	vsock_owe(c, VSOCK_RESPONSE);
 	return 0;
 }
-
-static int vsock_settled(struct vsock *vs);
 
 /* One packet.  There is room for an answer that belongs to no connection. */
 static void vsock_packet(struct vsock *vs, struct chain *buf)
@@ -764,7 +631,7 @@ static void vsock_packet(struct vsock *vs, struct chain *buf)
 	switch (h.op) {
 	case VIRTIO_VSOCK_OP_RESPONSE:
 		if (c->state == VSOCK_CALLING && !(c->owed & VSOCK_REQUEST)) {
-			vsock_answered(c, 0);
+			vsock_answer(c, 0);
 			r = 0;
 		}
 		break;
@@ -786,13 +653,13 @@ static void vsock_packet(struct vsock *vs, struct chain *buf)
 		break;
 	}
 	if (r == 0) {
-		if (c->state == VSOCK_OPEN)
+		if (c->state == VSOCK_OPEN && !c->wait_link)
 			vsock_watch(c);
 		return;
 	}
 	if (c->state == VSOCK_CALLING) {
 		if (h.op == VIRTIO_VSOCK_OP_RST && !(c->owed & VSOCK_REQUEST))
-			vsock_answered(c, 1);
+			vsock_answer(c, 1);
 		return;
 	}
 	vsock_refuse(vs, &h);
@@ -818,13 +685,62 @@ static void vsock_on_socket(void *arg, uint32_t events)
 	if (c->eof) {
 		if (events & (EPOLLHUP | EPOLLERR))
 			vsock_finish(c, VSOCK_SHUTDOWN);
-	} else if (!c->ready && (events & ~(uint32_t)EPOLLOUT) &&
+	} else if (!c->wait_link && (events & ~(uint32_t)EPOLLOUT) &&
 		   vsock_receive(c) == VSOCK_NO_ROOM) {
 		vsock_wait(c);
 	}
 	if (c->state == VSOCK_OPEN)
 		vsock_watch(c);
 	vsock_pump(vs, 1);
+}
+
+static void vsock_on_timer(void *arg, uint32_t events)
+{
+	struct vsock *vs = arg;
+	uint64_t count;
+
+	(void)events;
+	if (read(vs->timer.fd, &count, sizeof(count)) < 0)
+		return;
+	vs->armed = 0;
+	queue_signal(&vs->v.queue[VSOCK_TX]);
+}
+
+/* Have vsock_on_timer() called soon.  0: it will not be. */
+static int vsock_arm(struct vsock *vs)
+{
+	const struct itimerspec when = { .it_value = { .tv_nsec = VSOCK_DELAY_NS } };
+
+	if (vs->armed)
+		return 1;
+	if (vs->timer.fd < 0) {
+		vs->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+		if (vs->timer.fd < 0)
+			return 0;
+		if (loop_add(vs->v.env.loop, &vs->timer, EPOLLIN) < 0) {
+			close(vs->timer.fd);
+			vs->timer.fd = -1;
+			return 0;
+		}
+	}
+	vs->armed = timerfd_settime(vs->timer.fd, 0, &when, NULL) == 0;
+	return vs->armed;
+}
+
+/*
+ * Packets have been taken, of so many bytes: tell the guest.  It does nothing
+ * with that but free their memory, yet an interrupt costs it as much as an
+ * answer does; for a few small ones it comes later, for all in a millisecond.
+ * A driver that polls, and so would wait for it, does without EVENT_IDX.
+ */
+static void vsock_taken(struct vsock *vs, uint64_t bytes)
+{
+	struct queue *q = &vs->v.queue[VSOCK_TX];
+	uint16_t n = (uint16_t)(q->used_idx - q->seen_idx);
+
+	if (bytes > VSOCK_SMALL || n > q->num / 8 ||
+	    !virtio_has(&vs->v, VIRTIO_RING_F_EVENT_IDX) || !vsock_arm(vs))
+		queue_signal(q);
 }
 
 static void vsock_transmit(struct vsock *vs)
@@ -852,7 +768,7 @@ static void vsock_transmit(struct vsock *vs)
 		vsock_packet(vs, &c);
 		queue_push(q, c.head, 0);
 	}
-	queue_signal(q);
+	vsock_taken(vs, bytes);
 	vsock_pump(vs, 0);
 }
 
@@ -876,18 +792,42 @@ static void vsock_room(struct vsock *vs)
 
 /* ---- Connections that are gone (5.10.6.7) -------------------------------------------- */
 
+static void vsock_lose(struct vsock *vs)
+{
+	vs->lost = vs->untold = 1;
+	vs->lost_until = 0;
+}
+
 static void vsock_found(struct vsock *vs)
 {
 	vs->lost = 0;
 	queue_again(&vs->v.queue[VSOCK_RX]);
 }
 
-/* May there be connections?  Not before the guest knows that the old are gone. */
-static int vsock_settled(struct vsock *vs)
+int vsock_settled(struct vsock *vs)
 {
 	if (vs->lost && vs->lost_until && clock_ns() >= vs->lost_until)
 		vsock_found(vs);
 	return !vs->lost;
+}
+
+/* 1: the guest has been told. */
+static int vsock_tell(struct vsock *vs)
+{
+	const struct virtio_vsock_event ev = { .id = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET };
+	struct queue *q = &vs->v.queue[VSOCK_EVENT];
+	struct chain c;
+
+	if (!queue_pop(q, &c))
+		return 0;
+	if (c.in_len < sizeof(ev)) {
+		virtio_fail(&vs->v, "a buffer for events has no room");
+		return 0;
+	}
+	queue_push(q, c.head, (uint32_t)chain_write(&c, 0, &ev, sizeof(ev)));
+	queue_signal(q);
+	vs->untold = 0;
+	return 1;
 }
 
 /*
@@ -896,30 +836,21 @@ static int vsock_settled(struct vsock *vs)
  */
 static void vsock_event(struct vsock *vs)
 {
-	const struct virtio_vsock_event ev = { .id = VIRTIO_VSOCK_EVENT_TRANSPORT_RESET };
 	struct queue *q = &vs->v.queue[VSOCK_EVENT];
+	int now = vs->untold && vsock_tell(vs);
 	struct chain c;
 	uint16_t n;
 
 	if (!vs->lost)
 		return;
 	if (!vs->lost_until)
-		vs->lost_until = clock_ns() + VSOCK_SLICE_NS;
-	if (!vs->told) {
-		if (!queue_pop(q, &c))
-			return;
-		if (c.in_len < sizeof(ev)) {
-			virtio_fail(&vs->v, "a buffer for events has no room");
-			return;
-		}
-		queue_push(q, c.head, (uint32_t)chain_write(&c, 0, &ev, sizeof(ev)));
-		queue_signal(q);
-	}
+		vs->lost_until = clock_ns() + VSOCK_LOST_NS;
+	if (vs->untold)
+		return;
 	for (n = 0; queue_pop(q, &c); n++)
 		;
-	if (vs->told && (uint16_t)(q->last_avail) != vs->told_at)
+	if (!now && q->last_avail != vs->told_at)
 		vsock_found(vs);
-	vs->told = 1;
 	vs->told_at = q->last_avail;
 	while (n--)
 		queue_unpop(q);
@@ -974,14 +905,12 @@ static void vsock_reset(struct virtio *v)
 	struct vsock *vs = (struct vsock *)v;
 
 	vsock_drop(vs);
-	vs->lost = 0;
+	vs->lost = vs->untold = 0;
 }
 
-static void vsock_lose(struct vsock *vs)
+static void vsock_quiesce(struct virtio *v)
 {
-	vs->lost = 1;
-	vs->told = 0;
-	vs->lost_until = 0;
+	queue_signal(&v->queue[VSOCK_TX]);
 }
 
 static void vsock_save(const struct virtio *v, struct writer *w)
@@ -1011,7 +940,6 @@ static int vsock_load(struct virtio *v, struct reader *r, struct vmm_error *err)
 static void vsock_free(struct virtio *v)
 {
 	struct vsock *vs = (struct vsock *)v;
-	struct vsock_listener *l;
 	uint32_t i;
 
 	for (i = 0; i < VSOCK_HASH; i++)
@@ -1019,11 +947,10 @@ static void vsock_free(struct virtio *v)
 			vsock_conn_free(vs->table[i]);
 	while (vs->draining)
 		vsock_conn_free(vs->draining);
-	while ((l = vs->listeners)) {
-		vs->listeners = l->next;
-		close(l->path);
-		free(l);
-	}
+	vsock_unlisten(vs);
+	loop_del(v->env.loop, &vs->timer);
+	if (vs->timer.fd >= 0)
+		close(vs->timer.fd);
 	virtio_fini(v);
 	free(vs);
 }
@@ -1035,6 +962,7 @@ static const struct virtio_ops vsock_ops = {
 	.notify		= vsock_notify,
 	.activate	= vsock_activate,
 	.reset		= vsock_reset,
+	.quiesce	= vsock_quiesce,
 	.save		= vsock_save,
 	.load		= vsock_load,
 	.free		= vsock_free,
@@ -1050,7 +978,7 @@ int vsock_new(struct virtio **out, const struct virtio_env *env, const char *nam
 	if (!vs)
 		return fail(err, VMM_ENOMEM, "%s", name);
 	vs->wait_tail = &vs->wait;
-	vs->next_port = VSOCK_PORT_FIRST;
+	vs->timer = (struct io){ .fn = vsock_on_timer, .arg = vs, .fd = -1 };
 	if (vsock_cid_ok(cid))
 		r = virtio_init(&vs->v, &vsock_ops, env, name, VSOCK_QUEUES, err);
 	else
@@ -1086,205 +1014,4 @@ int vsock_set_cid(struct virtio *v, uint32_t cid, struct vmm_error *err)
 void vsock_hang_up_all(struct virtio *v)
 {
 	vsock_drop((struct vsock *)v);
-}
-
-/* ---- From outside ---------------------------------------------------------------------- */
-
-/* A port of ours from which nothing goes to this port of the guest. */
-static uint32_t vsock_pick_port(struct vsock *vs, uint32_t peer_port)
-{
-	uint32_t port;
-
-	do {
-		port = vs->next_port;
-		vs->next_port = port == VSOCK_PORT_LAST ? VSOCK_PORT_FIRST : port + 1;
-	} while (vsock_find(vs, port, peer_port));
-	return port;
-}
-
-/* Rings are not touched while the machine is held: leave it to the loop then. */
-static void vsock_call_pump(struct vsock *vs)
-{
-	const struct loop *loop = vs->v.env.loop;
-
-	if (!vs->v.active)
-		return;			/* until the driver is ready */
-	if (loop->started && !loop->hold)
-		vsock_pump(vs, 0);
-	else
-		queue_again(&vs->v.queue[VSOCK_RX]);
-}
-
-/* The guest may still answer a request that nobody waits for: end that. */
-static void vsock_cancel(struct vsock_conn *c)
-{
-	struct vsock *vs = c->vs;
-	const struct virtio_vsock_hdr h = {
-		.src_cid = vs->config.guest_cid, .dst_cid = VSOCK_HOST,
-		.src_port = c->peer_port, .dst_port = c->port,
-		.type = VIRTIO_VSOCK_TYPE_STREAM, .op = VIRTIO_VSOCK_OP_RESPONSE,
-	};
-
-	vsock_refuse(vs, &h);
-	vsock_call_pump(vs);
-}
-
-static struct timespec vsock_timespec(uint64_t ns)
-{
-	return (struct timespec){ (time_t)(ns / 1000000000u), (long)(ns % 1000000000u) };
-}
-
-/*
- * Wait, I/O lock held, until the connection is made, or it is too late.  A
- * guest that refuses is asked again: 1, 2, 4, 8, 10, 10 ... ms later.
- */
-static void vsock_call_wait(struct vsock_call *call, uint64_t deadline,
-			    int (*more)(const void *arg), const void *arg)
-{
-	struct vsock *vs = call->conn->vs;
-	uint64_t now, wake, retry = 0, backoff = VSOCK_RETRY_NS;
-	struct timespec ts;
-
-	vsock_owe(call->conn, VSOCK_REQUEST);
-	vsock_call_pump(vs);
-	while (call->conn && (now = clock_ns()) < deadline && (!more || more(arg))) {
-		wake = now + VSOCK_SLICE_NS;
-		if (!call->refused) {
-			retry = 0;
-		} else if (!retry) {
-			retry = now + backoff;
-			backoff = backoff * 2 < VSOCK_RETRY_MAX ? backoff * 2 : VSOCK_RETRY_MAX;
-		} else if (now >= retry) {
-			call->refused = 0;
-			retry = 0;
-			vsock_owe(call->conn, VSOCK_REQUEST);
-		}
-		if (retry && retry < wake)
-			wake = retry;
-		if (vsock_settled(vs) && (call->conn->owed & VSOCK_REQUEST))
-			vsock_call_pump(vs);
-		ts = vsock_timespec(wake < deadline ? wake : deadline);
-		pthread_cond_timedwait(&call->cond, &vs->v.env.loop->lock, &ts);
-	}
-}
-
-int vsock_connect(struct virtio *v, uint32_t port, int timeout_ms, int (*more)(const void *arg),
-		  const void *arg, int *out, struct vmm_error *err)
-{
-	uint64_t deadline = timeout_ms < 0 ? UINT64_MAX :
-					     clock_ns() + (uint64_t)timeout_ms * 1000000u;
-	struct vsock *vs = (struct vsock *)v;
-	struct vsock_call call = { .refused = 0 };
-	pthread_condattr_t attr;
-	struct vsock_conn *c;
-	int fd[2], made = 0, rc = 0;
-
-	*out = -1;
-	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd) < 0)
-		return fail_sys(err, errno, "socket for port %u of %s", port, v->name);
-	pthread_condattr_init(&attr);
-	pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
-	pthread_cond_init(&call.cond, &attr);
-	pthread_condattr_destroy(&attr);
-	loop_lock(v->env.loop);
-	if (vs->nconns >= VSOCK_CONNS) {
-		close(fd[1]);
-		rc = fail(err, VMM_ENOMEM, "%s has %u connections already", v->name, VSOCK_CONNS);
-		goto out;
-	}
-	c = vsock_conn_new(vs, fd[1], vsock_pick_port(vs, port), port, VSOCK_CALLING);
-	if (!c) {
-		rc = fail(err, VMM_ENOMEM, "connection to port %u of %s", port, v->name);
-		goto out;
-	}
-	c->call = &call;
-	call.conn = c;
-	vsock_call_wait(&call, deadline, more, arg);
-	made = !call.conn;
-	if (made)
-		goto out;
-	if (call.refused) {
-		rc = fail(err, VMM_EREFUSED, "nobody in the guest listens on port %u", port);
-	} else {
-		rc = fail(err, VMM_ETIMEDOUT, "no answer from port %u of the guest", port);
-		if (!(c->owed & VSOCK_REQUEST))
-			vsock_cancel(c);
-	}
-	vsock_conn_free(c);
-out:
-	loop_unlock(v->env.loop);
-	pthread_cond_destroy(&call.cond);
-	if (made)
-		*out = fd[0];
-	else
-		close(fd[0]);
-	return rc;
-}
-
-/*
- * Bind s, and return a descriptor (O_PATH) by which we, and nobody else, can
- * connect to it: it is in a directory of our own, and not for long.  A program
- * that changes its user id later must still be able to; hence its mode.
- */
-static int vsock_bind(int s, int *path)
-{
-	static const char *const dirs[] = { "/tmp", "/dev/shm", "/run" };
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	char dir[32];
-	size_t i;
-	int e = 0;
-
-	*path = -1;
-	for (i = 0; i < sizeof(dirs) / sizeof(dirs[0]) && *path < 0; i++) {
-		snprintf(dir, sizeof(dir), "%s/vmm-XXXXXX", dirs[i]);
-		if (!mkdtemp(dir)) {
-			e = errno;
-			continue;
-		}
-		snprintf(addr.sun_path, sizeof(addr.sun_path), "%s/s", dir);
-		if (bind(s, (struct sockaddr *)&addr, sizeof(addr)) == 0 &&
-		    chmod(addr.sun_path, 0666) == 0)
-			*path = open(addr.sun_path, O_PATH | O_NOFOLLOW | O_CLOEXEC);
-		e = errno;
-		unlink(addr.sun_path);
-		rmdir(dir);
-	}
-	return *path < 0 ? -e : 0;
-}
-
-int vsock_listen(struct virtio *v, uint32_t port, int *out, struct vmm_error *err)
-{
-	struct vsock *vs = (struct vsock *)v;
-	struct vsock_listener **p, *old, *l = calloc(1, sizeof(*l));
-	int s, r;
-
-	*out = -1;
-	if (!l)
-		return fail(err, VMM_ENOMEM, "port %u of %s", port, v->name);
-	l->port = port;
-	s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	r = s < 0 ? -errno : vsock_bind(s, &l->path);
-	if (r == 0 && listen(s, SOMAXCONN) < 0) {
-		r = -errno;
-		close(l->path);
-	}
-	if (r < 0) {
-		if (s >= 0)
-			close(s);
-		free(l);
-		return fail_sys(err, -r, "listening socket for port %u of %s", port, v->name);
-	}
-	loop_lock(v->env.loop);
-	for (p = &vs->listeners; *p && (*p)->port != port; p = &(*p)->next)
-		;
-	old = *p;
-	l->next = old ? old->next : NULL;
-	*p = l;
-	loop_unlock(v->env.loop);
-	if (old) {
-		close(old->path);
-		free(old);
-	}
-	*out = s;
-	return 0;
 }

@@ -28,6 +28,7 @@ struct wire {
 	struct driver	d;
 	int		fd;		/* our end */
 	int		type;
+	int		sndbuf;		/* of the device's end, if not 0 */
 	uint64_t	rx[256];
 	uint16_t	slot[256];
 	uint64_t	tx;
@@ -72,6 +73,8 @@ static void attach(struct wire *w, int type, const struct net_config *more)
 	w->type = type;
 	assert_int_equal(socketpair(AF_UNIX, type, 0, s), 0);
 	setsockopt(s[0], SOL_SOCKET, SO_SNDBUF, &big, sizeof(big));
+	if (w->sndbuf)
+		setsockopt(s[1], SOL_SOCKET, SO_SNDBUF, &w->sndbuf, sizeof(w->sndbuf));
 	cfg.fd = s[1];
 	assert_int_equal(net_new(&v, &w->d.env, "net0", &cfg, &err), 0);
 	close(s[1]);
@@ -416,6 +419,7 @@ static void test_stream_bits(void **state)
 	struct drv_buf b;
 	uint32_t i, sent = 0;
 
+	w->sndbuf = 20000;		/* so that it takes parts of a frame */
 	attach(w, SOCK_STREAM, NULL);
 	begin(w, F(MRG_RXBUF) | F(STATUS) | DRV_EVENT_IDX, 60, BUF);
 	p = frame(1, 300) - 4;
@@ -458,6 +462,7 @@ static void test_stream_bits(void **state)
 		get(w, 7, 20000);
 	say(w, 8, 60, 1);
 	get(w, 8, 60);
+	w->sndbuf = 0;
 }
 
 /* A datagram socket that is full makes the guest wait. */

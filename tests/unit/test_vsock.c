@@ -429,7 +429,7 @@ static void test_wait(void **state)
 
 	assert_int_equal(vsock_connect(g->d.v, 5, 10, NULL, NULL, &fd, &err), VMM_ETIMEDOUT);
 	assert_int_equal(vsock_connect(g->d.v, 5, 0, NULL, NULL, &fd, &err), VMM_ETIMEDOUT);
-	assert_int_equal(vsock_connect(g->d.v, 5, -1, no_more, NULL, &fd, &err), VMM_ETIMEDOUT);
+	assert_int_equal(vsock_connect(g->d.v, 5, -1, no_more, NULL, &fd, &err), VMM_EREFUSED);
 	call(&c, g, 5, -1);
 	usleep(10000);
 	begin(g, 0, 16);
@@ -708,6 +708,8 @@ static void test_many(void **state)
 
 	begin(g, DRV_EVENT_IDX, 16);
 	s = listen_on(g, 80);
+	close(accept_from(g, s, 1, 80));	/* whatever is opened once, is now */
+	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
 	before = open_fds();
 	for (i = 0; i < N; i++)
 		fd[i] = accept_from(g, s, 1000 + (uint32_t)i, 80);
@@ -1025,6 +1027,34 @@ static void test_flood(void **state)
 	flush(g);
 }
 
+/* A connection is answered before anything is said on it, however late. */
+static void test_late_response(void **state)
+{
+	struct guest *g = *state;
+	uint16_t i;
+	int s, fd;
+
+	begin(g, 0, 0);
+	s = listen_on(g, 80);
+	say(g, VIRTIO_VSOCK_OP_REQUEST, 1, 80, NULL, 0);
+	fd = accept(s, NULL, NULL);
+	assert_int_equal(write(fd, "early", 5), 5);
+	say(g, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 1, 80, NULL, 0);
+	usleep(2000);
+	for (i = 0; i < 4; i++) {
+		g->rx[i] = drv_alloc(&g->d, BUF);
+		give(g, i, BUF);
+	}
+	usleep(2000);
+	kick(g, RX);
+	hear(g, VIRTIO_VSOCK_OP_RESPONSE);
+	hear(g, VIRTIO_VSOCK_OP_RW);
+	assert_memory_equal(g->data, "early", 5);
+	close(fd);
+	close(s);
+	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
+}
+
 /* ---- Snapshots -------------------------------------------------------------------------------- */
 
 static void test_snapshot(void **state)
@@ -1050,6 +1080,7 @@ static void test_snapshot(void **state)
 	read_all(fd, buf, 2);
 	assert_int_equal(write(fd2, "on", 2), 2);
 	hear(g, VIRTIO_VSOCK_OP_RW);
+	flush(g);
 	drv_detach(d);
 	read_end(fd);
 	read_end(fd2);
@@ -1166,7 +1197,7 @@ int main(void)
 		T(test_config), T(test_connect), T(test_refused), T(test_wait), T(test_listen),
 		T(test_half_close), T(test_bulk_out), T(test_bulk_in), T(test_many),
 		T(test_one_by_one), T(test_credit_out), T(test_credit_in), T(test_hostile),
-		T(test_flood), T(test_snapshot), T(test_hold),
+		T(test_flood), T(test_late_response), T(test_snapshot), T(test_hold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

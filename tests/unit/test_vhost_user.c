@@ -1,0 +1,737 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_vhost_user.c - the front end, against a back end in a thread: it maps
+ * the guest's RAM, serves the rings of a disk of 64 sectors, and does what the
+ * test tells it to do wrong.
+ */
+#include "driver.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include <linux/virtio_blk.h>
+#include <linux/virtio_fs.h>
+#include <linux/virtio_ids.h>
+
+#define SECTORS 64u
+#define QUEUES 4u
+
+enum { FAULT_NONE, FAULT_MUTE, FAULT_NACK, FAULT_GARBAGE, FAULT_HANGUP, FAULT_SHORT };
+
+struct msg {
+	uint32_t	request, flags, size;
+	uint8_t		data[512];
+} __attribute__((packed));
+
+struct bring {
+	uint32_t	num, base;
+	uint64_t	desc, used, avail;	/* addresses of the front end */
+	int		kick, call, on;
+};
+
+struct backend {
+	pthread_t	thread;
+	int		fd;
+	uint64_t	features, protocol, acked;	/* offered, offered, agreed */
+	uint64_t	queue_num;
+	uint64_t	capacity;
+	int		fault;		/* FAULT_* ... */
+	uint32_t	fault_at;	/* ... at this message; 0: at a request */
+	int		slow_ms;	/* per request */
+	uint8_t		*ram;
+	uint64_t	ram_gpa, ram_size, ram_uaddr;
+	struct bring	ring[QUEUES];
+	int		served, starts;	/* atomic */
+	uint8_t		disk[SECTORS * 512];
+};
+
+/* ---- The back end --------------------------------------------------------------- */
+
+static void *at_uaddr(struct backend *b, uint64_t uaddr, size_t n)
+{
+	uint64_t off = uaddr - b->ram_uaddr;
+
+	return off <= b->ram_size && n <= b->ram_size - off ? b->ram + off : NULL;
+}
+
+static void *at_gpa(struct backend *b, uint64_t gpa, size_t n)
+{
+	return at_uaddr(b, gpa - b->ram_gpa + b->ram_uaddr, n);
+}
+
+/* One request: header, data, status; each in one buffer. */
+static uint32_t serve_one(struct backend *b, struct bring *r, uint16_t head)
+{
+	struct vring_desc *d = at_uaddr(b, r->desc, 16u * r->num), c[3];
+	struct virtio_blk_outhdr *h;
+	uint8_t *data;
+	uint32_t i, at = head;
+
+	if (d[head].flags & VRING_DESC_F_INDIRECT) {
+		d = at_gpa(b, d[head].addr, d[head].len);
+		at = 0;
+	}
+	for (i = 0; i < 3; i++, at = c[i - 1].next)
+		c[i] = d[at];
+	h = at_gpa(b, c[0].addr, sizeof(*h));
+	data = at_gpa(b, c[1].addr, c[1].len);
+	if (h->type == VIRTIO_BLK_T_OUT)
+		memcpy(b->disk + h->sector * 512, data, c[1].len);
+	else
+		memcpy(data, b->disk + h->sector * 512, c[1].len);
+	*(uint8_t *)at_gpa(b, c[2].addr, 1) = 0;
+	return h->type == VIRTIO_BLK_T_OUT ? 1 : c[1].len + 1;
+}
+
+static void serve(struct backend *b, struct bring *r)
+{
+	uint16_t *avail = at_uaddr(b, r->avail, 6 + 2u * r->num);
+	uint16_t *used = at_uaddr(b, r->used, 6 + 8u * r->num), idx = used[1], head;
+	uint64_t one = 1;
+	uint32_t *e;
+
+	while ((uint16_t)r->base != __atomic_load_n(&avail[1], __ATOMIC_ACQUIRE)) {
+		if (b->slow_ms)
+			usleep((useconds_t)b->slow_ms * 1000);
+		head = avail[2 + r->base % r->num];
+		e = (uint32_t *)(void *)((uint8_t *)used + 4 + 8u * (idx % r->num));
+		e[0] = head;
+		e[1] = serve_one(b, r, head);
+		r->base = (uint16_t)(r->base + 1);
+		__atomic_store_n(&used[1], ++idx, __ATOMIC_SEQ_CST);
+		__atomic_fetch_add(&b->served, 1, __ATOMIC_SEQ_CST);
+		if (r->call >= 0 && write(r->call, &one, sizeof(one)) < 0)
+			return;
+	}
+}
+
+static void set_fd(int *slot, int fd)
+{
+	if (*slot >= 0)
+		close(*slot);
+	*slot = fd;
+}
+
+static void reply(struct backend *b, struct msg *m, uint32_t size)
+{
+	m->flags = 1 | 4;
+	m->size = size;
+	if (b->fault && b->fault_at == m->request) {
+		switch (b->fault) {
+		case FAULT_MUTE:
+			return;
+		case FAULT_NACK:
+			memset(m->data, 0xff, size);
+			break;
+		case FAULT_GARBAGE:
+			memset(m, 0xa5, sizeof(*m));
+			break;
+		case FAULT_SHORT:
+			m->size = size = 0;
+			break;
+		default:
+			shutdown(b->fd, SHUT_RDWR);
+			return;
+		}
+	}
+	send(b->fd, m, 12 + size, MSG_NOSIGNAL);
+}
+
+static void reply_u64(struct backend *b, struct msg *m, uint64_t val)
+{
+	memcpy(m->data, &val, 8);
+	reply(b, m, 8);
+}
+
+/* 0: it has hung up. */
+static int hear(struct backend *b)
+{
+	union {
+		struct cmsghdr	align;
+		char		buf[CMSG_SPACE(sizeof(int))];
+	} u;
+	struct msg m;
+	struct iovec iov = { &m, 12 };
+	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1, .msg_control = u.buf,
+			      .msg_controllen = sizeof(u.buf) };
+	struct virtio_blk_config *cfg;
+	uint32_t w[2], i;
+	uint64_t q[5];
+	int fd = -1;
+
+	if (recvmsg(b->fd, &msg, MSG_CMSG_CLOEXEC | MSG_WAITALL) != 12)
+		return 0;
+	if (msg.msg_controllen && CMSG_FIRSTHDR(&msg))
+		memcpy(&fd, CMSG_DATA(CMSG_FIRSTHDR(&msg)), sizeof(fd));
+	if (m.size > sizeof(m.data) ||
+	    (m.size && recv(b->fd, m.data, m.size, MSG_WAITALL) != (ssize_t)m.size))
+		return 0;
+	memcpy(w, m.data, sizeof(w));
+	memcpy(q, m.data, sizeof(q));
+	switch (m.request) {
+	case 1:
+		reply_u64(b, &m, b->features);
+		break;
+	case 2:
+		b->acked = q[0];
+		break;
+	case 5:
+		if (b->ram)
+			munmap(b->ram, b->ram_size);
+		b->ram_gpa = q[1];
+		b->ram_size = q[2];
+		b->ram_uaddr = q[3];
+		b->ram = mmap(NULL, b->ram_size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+		close(fd);
+		if (m.flags & 8)
+			reply_u64(b, &m, b->ram == MAP_FAILED);
+		break;
+	case 8:
+		b->ring[w[0]].num = w[1];
+		break;
+	case 9:
+		b->ring[w[0]].desc = q[1];
+		b->ring[w[0]].used = q[2];
+		b->ring[w[0]].avail = q[3];
+		break;
+	case 10:
+		b->ring[w[0]].base = w[1];
+		break;
+	case 11:
+		set_fd(&b->ring[w[0]].kick, -1);
+		set_fd(&b->ring[w[0]].call, -1);
+		b->ring[w[0]].on = 0;
+		memcpy(m.data + 4, &b->ring[w[0]].base, 4);
+		reply(b, &m, 8);
+		break;
+	case 12:
+		set_fd(&b->ring[w[0] & 0xff].kick, fd);
+		__atomic_fetch_add(&b->starts, 1, __ATOMIC_SEQ_CST);
+		if (!(b->acked >> 30 & 1))
+			b->ring[w[0] & 0xff].on = 1;
+		break;
+	case 13:
+		set_fd(&b->ring[w[0] & 0xff].call, fd);
+		break;
+	case 15:
+		reply_u64(b, &m, b->protocol);
+		break;
+	case 17:
+		reply_u64(b, &m, b->queue_num);
+		break;
+	case 18:
+		b->ring[w[0]].on = (int)w[1];
+		break;
+	case 24:
+		cfg = (void *)(m.data + 12);
+		memset(cfg, 0, w[1]);
+		memcpy(&cfg->capacity, &b->capacity, 8);
+		i = 9;
+		memcpy(&cfg->num_queues, &i, 2);
+		reply(b, &m, 12 + w[1]);
+		break;
+	default:
+		break;
+	}
+	return 1;
+}
+
+static void *backend_main(void *arg)
+{
+	struct backend *b = arg;
+	struct pollfd p[1 + QUEUES];
+	uint64_t count;
+	uint32_t i;
+
+	for (;;) {
+		p[0] = (struct pollfd){ .fd = b->fd, .events = POLLIN };
+		for (i = 0; i < QUEUES; i++)
+			p[1 + i] = (struct pollfd){ .fd = b->ring[i].on ? b->ring[i].kick : -1,
+						    .events = POLLIN };
+		poll(p, 1 + QUEUES, -1);
+		if (p[0].revents && !hear(b))
+			break;
+		if (p[0].revents)
+			continue;
+		for (i = 0; i < QUEUES; i++) {
+			if (!p[1 + i].revents)
+				continue;
+			if (read(b->ring[i].kick, &count, 8) != 8)
+				continue;
+			if (b->fault == FAULT_HANGUP && !b->fault_at)
+				goto out;
+			serve(b, &b->ring[i]);
+		}
+	}
+out:
+	for (i = 0; i < QUEUES; i++) {
+		set_fd(&b->ring[i].kick, -1);
+		set_fd(&b->ring[i].call, -1);
+		b->ring[i].on = 0;
+	}
+	if (b->ram)
+		munmap(b->ram, b->ram_size);
+	b->ram = NULL;
+	close(b->fd);
+	b->fd = -1;
+	return NULL;
+}
+
+#define PROTO (1ull << 30)
+#define MQ 1ull
+#define ACK (1ull << 3)
+#define CONFIG (1ull << 9)
+
+static void backend_init(struct backend *b)
+{
+	uint32_t i;
+
+	memset(b, 0, sizeof(*b));
+	b->fd = -1;
+	b->features = 1ull << VIRTIO_F_VERSION_1 | DRV_INDIRECT | PROTO | 1ull << 26 | 1ull << 34 |
+		      1ull << VIRTIO_BLK_F_FLUSH;
+	b->protocol = MQ | ACK | CONFIG | 1ull << 5;
+	b->queue_num = QUEUES;
+	b->capacity = SECTORS;
+	for (i = 0; i < QUEUES; i++)
+		b->ring[i].kick = b->ring[i].call = -1;
+}
+
+/* Returns the front end's end of the socket. */
+static int backend_start(struct backend *b)
+{
+	int s[2];
+
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, s), 0);
+	b->fd = s[0];
+	pthread_create(&b->thread, NULL, backend_main, b);
+	return s[1];
+}
+
+/* ---- The front end ----------------------------------------------------------------- */
+
+struct both {
+	struct driver	d;
+	struct backend	b;
+	uint64_t	hdr, data, status;
+};
+
+static int setup(void **state)
+{
+	struct both *t = calloc(1, sizeof(*t));
+	struct vmm_error err;
+
+	drv_open(&t->d);
+	assert_int_equal(mem_share(&t->d.mem, &err), 0);
+	backend_init(&t->b);
+	*state = t;
+	return 0;
+}
+
+static int teardown(void **state)
+{
+	struct both *t = *state;
+
+	drv_close(&t->d);
+	free(t);
+	return 0;
+}
+
+static int make(struct both *t, uint32_t queues, struct virtio **v, struct vmm_error *err)
+{
+	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
+	int r;
+
+	cfg.id = VIRTIO_ID_BLOCK;
+	cfg.queues = queues;
+	cfg.fd = backend_start(&t->b);
+	r = vhost_user_new(v, &t->d.env, "vda", &cfg, err);
+	close(cfg.fd);
+	if (r)
+		pthread_join(t->b.thread, NULL);
+	return r;
+}
+
+static void begin(struct both *t, uint32_t queues)
+{
+	struct vmm_error err;
+	struct virtio *v;
+
+	assert_int_equal(make(t, queues, &v, &err), 0);
+	drv_attach(&t->d, v);
+	drv_run(&t->d);
+}
+
+static void start(struct both *t, uint64_t features)
+{
+	t->d.brk = DRV_RAM + 4096;
+	drv_start(&t->d, features);
+	t->hdr = drv_alloc(&t->d, 16);
+	t->data = drv_alloc(&t->d, 4096);
+	t->status = drv_alloc(&t->d, 1);
+}
+
+static void add(struct both *t, uint32_t q, uint32_t type, uint64_t sector, uint32_t len)
+{
+	struct virtio_blk_outhdr h = { .type = type, .sector = sector };
+	struct drv_buf b[3] = { { t->hdr, 16 }, { t->data, len }, { t->status, 1 } };
+
+	memcpy(drv_hva(&t->d, t->hdr), &h, sizeof(h));
+	*(uint8_t *)drv_hva(&t->d, t->status) = 0xff;
+	drv_add(&t->d, q, b, type == VIRTIO_BLK_T_OUT ? 2 : 1, type == VIRTIO_BLK_T_OUT ? 1 : 2);
+}
+
+static void request(struct both *t, uint32_t q, uint32_t type, uint64_t sector, uint32_t len)
+{
+	uint32_t n;
+
+	add(t, q, type, sector, len);
+	drv_notify(&t->d, q);
+	assert_true(drv_wait(&t->d, q, NULL, &n));
+	assert_int_equal(n, type == VIRTIO_BLK_T_OUT ? 1 : len + 1);
+	assert_int_equal(*(uint8_t *)drv_hva(&t->d, t->status), 0);
+}
+
+static void end(struct both *t)
+{
+	drv_detach(&t->d);
+	pthread_join(t->b.thread, NULL);
+}
+
+static void wait_irqs(struct driver *d, int n)
+{
+	int i;
+
+	for (i = 0; i < DRV_WAIT_MS && drv_irqs(d) < n; i++)
+		usleep(1000);
+	assert_true(drv_irqs(d) >= n);
+}
+
+static void wait_broken(struct driver *d)
+{
+	int i;
+
+	for (i = 0; i < DRV_WAIT_MS && !drv_broken(d); i++)
+		usleep(1000);
+	assert_true(drv_broken(d));
+}
+
+/* ---- Tests ---------------------------------------------------------------------------- */
+
+static void test_disk(void **state)
+{
+	struct both *t = *state;
+	struct virtio_blk_config c;
+	uint32_t i;
+
+	begin(t, 1);
+	/* What is offered: no log, no packed ring, no queues that we do not have. */
+	assert_int_equal(drv_offers(&t->d), 1ull << VIRTIO_F_VERSION_1 | DRV_INDIRECT |
+			 1ull << VIRTIO_BLK_F_FLUSH);
+	drv_config(&t->d, 0, &c, 60);
+	assert_int_equal(c.capacity, SECTORS);
+	assert_int_equal(c.num_queues, 1);
+	start(t, DRV_INDIRECT);
+	for (i = 0; i < 40; i++) {
+		memset(drv_hva(&t->d, t->data), (int)i, 512);
+		request(t, 0, VIRTIO_BLK_T_OUT, i, 512);
+		memset(drv_hva(&t->d, t->data), 0xee, 512);
+		request(t, 0, VIRTIO_BLK_T_IN, i, 512);
+		assert_int_equal(*(uint8_t *)drv_hva(&t->d, t->data + 511), i);
+	}
+	wait_irqs(&t->d, 1);
+	/* A driver that starts over, without indirect tables. */
+	start(t, 0);
+	request(t, 0, VIRTIO_BLK_T_IN, 7, 512);
+	assert_int_equal(*(uint8_t *)drv_hva(&t->d, t->data), 7);
+	assert_int_equal(__atomic_load_n(&t->b.starts, __ATOMIC_SEQ_CST), 2);
+	end(t);
+}
+
+static void test_queues(void **state)
+{
+	struct both *t = *state;
+	struct virtio_blk_config c;
+	uint32_t i;
+
+	t->b.features |= 1ull << VIRTIO_BLK_F_MQ;
+	begin(t, QUEUES);
+	assert_true(drv_offers(&t->d) & 1ull << VIRTIO_BLK_F_MQ);
+	drv_config(&t->d, 0, &c, 60);
+	assert_int_equal(c.num_queues, QUEUES);
+	start(t, 1ull << VIRTIO_BLK_F_MQ);
+	for (i = 0; i < 4 * QUEUES; i++)
+		request(t, i % QUEUES, VIRTIO_BLK_T_OUT, i, 512);
+	end(t);
+}
+
+/* Old and simple ones. */
+static void test_simple(void **state)
+{
+	struct both *t = *state;
+	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
+	struct virtio_fs_config c;
+	struct vmm_error err;
+	struct virtio *v;
+
+	t->b.features &= ~PROTO;
+	assert_int_equal(make(t, 1, &v, &err), VMM_ENOTSUP);
+	backend_init(&t->b);
+	t->b.features &= ~PROTO;
+	cfg.id = VIRTIO_ID_FS;
+	cfg.tag = "share";
+	cfg.fd = backend_start(&t->b);
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), 0);
+	close(cfg.fd);
+	drv_attach(&t->d, v);
+	drv_run(&t->d);
+	drv_config(&t->d, 0, &c, sizeof(c));
+	assert_memory_equal(c.tag, "share\0", 6);
+	assert_int_equal(c.num_request_queues, 1);
+	assert_int_equal(v->nqueues, 2);
+	assert_string_equal(v->ops->type, "vhost-fs");
+	start(t, 0);
+	request(t, 1, VIRTIO_BLK_T_OUT, 3, 512);	/* it is a disk all the same */
+	end(t);
+	/* A path; what is wrong with it. */
+	cfg.fd = -1;
+	cfg.path = "/nonexistent/socket";
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_ESYS);
+	assert_non_null(strstr(err.message, "/nonexistent/socket"));
+	cfg.tag = "";
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_EINVAL);
+	cfg.tag = "a tag of more than thirty-six bytes is too long";
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_EINVAL);
+	cfg.id = VIRTIO_ID_NET;
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_EINVAL);
+	cfg.id = VIRTIO_ID_BLOCK;
+	cfg.queues = 65;
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_EINVAL);
+}
+
+static void test_bad_backend(void **state)
+{
+	static const uint32_t at[] = { 1, 15, 17, 24 };
+	static const int fault[] = { FAULT_GARBAGE, FAULT_HANGUP, FAULT_SHORT };
+	struct both *t = *state;
+	struct vmm_error err;
+	struct virtio *v;
+	uint32_t i, k;
+
+	for (i = 0; i < 4; i++) {
+		for (k = 0; k < 3; k++) {
+			backend_init(&t->b);
+			t->b.fault_at = at[i];
+			t->b.fault = fault[k];
+			assert_int_equal(make(t, 1, &v, &err), VMM_ESYS);
+			assert_null(v);
+		}
+	}
+	backend_init(&t->b);
+	t->b.features &= ~(1ull << VIRTIO_F_VERSION_1);
+	assert_int_equal(make(t, 1, &v, &err), VMM_EVERSION);
+	backend_init(&t->b);
+	t->b.queue_num = 1;
+	assert_int_equal(make(t, 2, &v, &err), VMM_EINVAL);
+	backend_init(&t->b);
+	t->b.protocol = 0;
+	assert_int_equal(make(t, 1, &v, &err), VMM_ENOTSUP);
+}
+
+/* When the guest uses it already. */
+static void test_death(void **state)
+{
+	struct both *t = *state;
+	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
+	struct vmm_error err;
+
+	t->b.fault = FAULT_HANGUP;
+	begin(t, 1);
+	start(t, 0);
+	add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
+	drv_notify(&t->d, 0);
+	wait_broken(&t->d);
+	assert_true(drv_read(&t->d, VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG);
+	pthread_join(t->b.thread, NULL);
+	drv_start(&t->d, 0);		/* still nobody there */
+	assert_true(drv_broken(&t->d));
+	/* Somebody else. */
+	drv_write(&t->d, VIRTIO_MMIO_STATUS, 0);
+	backend_init(&t->b);
+	t->b.capacity++;
+	cfg.fd = backend_start(&t->b);
+	loop_lock(&t->d.loop);
+	assert_int_equal(vhost_user_replace(t->d.v, &cfg, &err), VMM_EVERSION);
+	loop_unlock(&t->d.loop);
+	close(cfg.fd);
+	pthread_join(t->b.thread, NULL);
+	backend_init(&t->b);
+	cfg.fd = backend_start(&t->b);
+	loop_lock(&t->d.loop);
+	assert_int_equal(vhost_user_replace(t->d.v, &cfg, &err), 0);
+	loop_unlock(&t->d.loop);
+	close(cfg.fd);
+	start(t, 0);
+	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
+	end(t);
+	/* It does not take our memory, or says nonsense when it is stopped. */
+	backend_init(&t->b);
+	t->b.fault = FAULT_NACK;
+	t->b.fault_at = 5;
+	begin(t, 1);
+	start(t, 0);
+	assert_true(drv_broken(&t->d));
+	end(t);
+	backend_init(&t->b);
+	t->b.fault = FAULT_GARBAGE;
+	t->b.fault_at = 11;
+	begin(t, 1);
+	start(t, 0);
+	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
+	drv_write(&t->d, VIRTIO_MMIO_STATUS, 0);
+	assert_non_null(strstr(t->d.line, "gone"));
+	end(t);
+}
+
+/* RAM that is this process's own cannot be served. */
+static void test_private_ram(void **state)
+{
+	struct both *t = *state;
+	struct vmm_error err;
+
+	begin(t, 1);
+	t->d.mem.kind = MEM_ANON;
+	start(t, 0);
+	assert_true(drv_broken(&t->d));
+	t->d.mem.kind = MEM_SHARED;
+	end(t);
+	(void)err;
+}
+
+/* Held now and then: what is in flight is finished, and nothing is lost. */
+static void test_hold(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	int i, k, done = 0;
+	uint32_t n;
+
+	t->b.slow_ms = 1;
+	begin(t, 1);
+	start(t, DRV_INDIRECT);
+	for (i = 0; i < 40; i++) {
+		for (k = 0; k < 4; k++)
+			add(t, 0, VIRTIO_BLK_T_OUT, (uint64_t)k, 512);
+		drv_notify(d, 0);
+		loop_hold(&d->loop);
+		loop_lock(&d->loop);
+		d->dev->ops->quiesce(d->dev);
+		n = (uint32_t)__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST);
+		assert_int_equal(d->v->queue[0].last_avail, (uint16_t)n);
+		loop_unlock(&d->loop);
+		usleep(1000);
+		assert_int_equal(__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST), n);
+		loop_release(&d->loop);
+		for (k = 0; k < 4; k++, done++)
+			assert_true(drv_wait(d, 0, NULL, NULL));
+	}
+	assert_int_equal(__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST), done);
+	end(t);
+}
+
+static void *accept_main(void *arg)
+{
+	struct backend *b = arg;
+	int s = b->fd;
+
+	b->fd = accept(s, NULL, NULL);
+	close(s);
+	return backend_main(b);
+}
+
+static void backend_listen(struct backend *b, const char *path)
+{
+	struct sockaddr_un addr = { .sun_family = AF_UNIX };
+
+	memcpy(addr.sun_path, path, strlen(path) + 1);
+	unlink(path);
+	b->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(bind(b->fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
+	assert_int_equal(listen(b->fd, 1), 0);
+	pthread_create(&b->thread, NULL, accept_main, b);
+}
+
+static void test_snapshot(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
+	struct vmm_error err;
+	struct virtio *v;
+	struct writer w;
+	char path[64];
+
+	snprintf(path, sizeof(path), "/tmp/test_vhost_user.%d", (int)getpid());
+	backend_listen(&t->b, path);
+	cfg.id = VIRTIO_ID_BLOCK;
+	cfg.path = path;
+	assert_int_equal(vhost_user_new(&v, &d->env, "vda", &cfg, &err), 0);
+	drv_attach(d, v);
+	drv_run(d);
+	start(t, DRV_INDIRECT);
+	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
+	drv_save(d, &w);
+	/* Before anything more happens, another machine takes over. */
+	end(t);
+	add(t, 0, VIRTIO_BLK_T_IN, 2, 512);
+	backend_init(&t->b);
+	t->b.disk[2 * 512] = 0x77;
+	backend_listen(&t->b, path);
+	cfg.path = NULL;
+	assert_int_equal(vhost_user_new(&v, &d->env, "vda", &cfg, &err), 0);
+	drv_attach(d, v);
+	assert_int_equal(drv_load(d, &w, &err), 0);
+	assert_int_equal(transport_open(d->dev, &err), 0);
+	unlink(path);
+	drv_run(d);
+	assert_true(drv_wait(d, 0, NULL, NULL));
+	assert_int_equal(*(uint8_t *)drv_hva(d, t->data), 0x77);
+	request(t, 0, VIRTIO_BLK_T_OUT, 3, 512);
+	end(t);
+	/* Nobody there; one of another size; one that cannot do as much. */
+	assert_int_equal(vhost_user_new(&v, &d->env, "vda", &cfg, &err), 0);
+	drv_attach(d, v);
+	assert_int_equal(drv_load(d, &w, &err), 0);
+	assert_int_equal(transport_open(d->dev, &err), VMM_ESYS);
+	backend_init(&t->b);
+	t->b.capacity = 1;
+	backend_listen(&t->b, path);
+	assert_int_equal(transport_open(d->dev, &err), VMM_EVERSION);
+	pthread_join(t->b.thread, NULL);
+	backend_init(&t->b);
+	t->b.features &= ~DRV_INDIRECT;
+	backend_listen(&t->b, path);
+	assert_int_equal(transport_open(d->dev, &err), VMM_EVERSION);
+	pthread_join(t->b.thread, NULL);
+	unlink(path);
+	w.len--;
+	assert_int_equal(drv_load(d, &w, &err), VMM_EFORMAT);
+	free(w.data);
+}
+
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
+		T(test_private_ram), T(test_hold), T(test_snapshot),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
