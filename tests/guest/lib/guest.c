@@ -62,6 +62,8 @@ void print(const char *s)
 		n++;
 	while (n) {
 		r = sbi(SBI_DBCN, 0, n, (uintptr_t)s, 0);
+		if (r.error == SBI_NOT_SUPPORTED)
+			return;		/* no serial port: nobody listens */
 		CHECK_EQ(r.error, 0);
 		CHECK(r.value <= n);
 		s += r.value;

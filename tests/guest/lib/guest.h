@@ -55,6 +55,7 @@ void guest_fail(const char *file, unsigned int line, const char *what, uint64_t 
 #define SBI_HSM		0x48534dul
 #define SBI_SRST	0x53525354ul
 #define SBI_DBCN	0x4442434eul
+#define SBI_NOT_SUPPORTED	(-2)
 
 struct sbiret {
 	long		error;
