@@ -6,6 +6,7 @@
  */
 #include "rig.h"
 
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "../../riscv/regs.h"
@@ -217,7 +218,8 @@ static void test_devices(void **state)
 	assert_ok(vmm_add_serial(a, -1, p[1], &err));
 	assert_ok(vmm_add_rng(a, "rng0", &err));
 	assert_fails(vmm_add_rng(a, "rng1", &err), VMM_EINVAL, "no rng device rng1");
-	assert_fails(vmm_add_console(a, "rng0", -1, -1, &err), VMM_EINVAL, "no console device rng0");
+	assert_fails(vmm_add_console(a, "rng0", -1, -1, &err), VMM_EINVAL,
+		     "no console device rng0");
 	assert_fails(vmm_add_balloon(a, "b", &err), VMM_EINVAL, "no balloon device b");
 	rig_write(rig_inside(a), MAP_UART, 1, 'c');
 	assert_int_equal(read(p[0], &c, 1), 1);
@@ -232,6 +234,67 @@ static void test_devices(void **state)
 	vmm_snap_free(s);
 	close(p[0]);
 	close(p[1]);
+}
+
+/* One of each: described once more, each has something behind it. */
+static void add_all(struct vmm *vm, const char *disk, int net)
+{
+	assert_ok(vmm_add_serial(vm, -1, -1, &err));
+	assert_ok(vmm_add_blk(vm, "disk", disk, VMM_OVERLAY, &err));
+	assert_ok(vmm_add_rng(vm, "rng", &err));
+	assert_ok(vmm_add_console(vm, "con", -1, -1, &err));
+	assert_ok(vmm_add_balloon(vm, "balloon", &err));
+	assert_ok(vmm_add_net(vm, "net", net, NULL, &err));
+	assert_ok(vmm_add_vsock(vm, 5, &err));
+}
+
+static void test_every_device(void **state)
+{
+	int before = fds(), p[2], out;
+	struct vmm *vm, *a;
+	struct vmm_snap *s;
+
+	(void)state;
+	assert_int_equal(truncate(path, 1 << 20), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, p), 0);
+	fake.guest = rings_step;
+	vm = rig_vmm(kernel, 1);
+	add_all(vm, path, p[0]);
+	assert_ok(vmm_balloon(vm, "balloon", MiB, &err));
+	assert_fails(vmm_balloon(vm, "rng", MiB, &err), VMM_EINVAL, "no balloon rng");
+	assert_ok(vmm_start(vm, &err));
+	rig_event(vm, VMM_EV_DOORBELL);
+	assert_ok(vmm_pause(vm, &err));
+	s = take(vm);
+	a = cloned(s);
+	add_all(a, path, p[0]);
+	assert_fails(vmm_add_net(a, "disk", p[0], NULL, &err), VMM_EINVAL, "no net device disk");
+	assert_ok(vmm_start(a, &err));
+	rig_event(a, VMM_EV_DOORBELL);
+	/* The guest drives none of them: nobody listens. */
+	assert_fails(vmm_connect(a, 1, 10, &out, &err), err.code, "");
+	assert_int_equal(out, -1);
+	assert_ok(vmm_listen(a, 1024, &out, &err));
+	close(out);
+	assert_ok(vmm_stop(a, &err));
+	assert_ok(vmm_reset(a, &err));
+	assert_ok(vmm_start(a, &err));
+	rig_event(a, VMM_EV_DOORBELL);
+	vmm_free(a);
+	/* Without that the disk is looked for where it was. */
+	a = cloned(s);
+	assert_ok(vmm_start(a, &err));
+	vmm_free(a);
+	unlink(path);
+	a = cloned(s);
+	assert_fails(vmm_start(a, &err), VMM_ESYS, path);
+	assert_int_equal(vmm_state(a), VMM_NEW);
+	vmm_free(a);
+	vmm_snap_free(s);
+	vmm_free(vm);
+	close(p[0]);
+	close(p[1]);
+	assert_int_equal(fds(), before);
 }
 
 static void test_no_serial(void **state)
@@ -363,7 +426,8 @@ static void test_arguments(void **state)
 	assert_ok(vmm_restore(&a, s, &how.c, &err));
 	vmm_free(a);
 	how.tail[3] = 1;
-	assert_fails(vmm_restore(&a, s, &how.c, &err), VMM_EINVAL, "struct vmm_restore_config: byte");
+	assert_fails(vmm_restore(&a, s, &how.c, &err), VMM_EINVAL,
+		     "struct vmm_restore_config: byte");
 	assert_null(a);
 	assert_fails(vmm_snap_open(NULL, path, &err), VMM_EINVAL, "nowhere");
 	assert_fails(vmm_snap_open(&f, NULL, &err), VMM_EINVAL, "no path");
@@ -567,7 +631,8 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_clone), T(test_identity), T(test_time), T(test_devices), T(test_no_serial),
+		T(test_clone), T(test_identity), T(test_time), T(test_devices),
+		T(test_every_device), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
 		T(test_generations), T(test_threads), T(test_damage),
 	};

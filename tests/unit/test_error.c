@@ -34,7 +34,8 @@ static void test_fail_sys(void **state)
 	struct vmm_error err;
 
 	(void)state;
-	assert_fails(fail_sys(&err, EACCES, "open %s", "/x"), VMM_ESYS, "open /x: Permission denied");
+	assert_fails(fail_sys(&err, EACCES, "open %s", "/x"), VMM_ESYS,
+		     "open /x: Permission denied");
 	assert_int_equal(err.os_errno, EACCES);
 	assert_fails(fail_sys(&err, ENOMEM, "RAM"), VMM_ENOMEM, "RAM: ");
 	assert_int_equal(fail_sys(NULL, EPERM, "nobody hears"), VMM_ESYS);

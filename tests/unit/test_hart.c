@@ -94,7 +94,8 @@ static unsigned int each_register(void (*fn)(uint64_t id, unsigned int i))
 		uint64_t id = list->reg[i], type = REG_TYPE(id);
 
 		/* F is another view of D. */
-		if (type == 1 || type == 4 || type == 5 || type == 7 || type == 8 || id == REG_VLENB)
+		if (type == 1 || type == 4 || type == 5 || type == 7 || type == 8 ||
+		    id == REG_VLENB)
 			continue;
 		fn(id, i);
 		n++;
@@ -278,7 +279,8 @@ static void test_load_anything(void **state)
 		memcpy(data, w.data, n);
 		rc = load(data, n);
 		if (rc != VMM_EFORMAT)
-			fail_msg("%zu of %zu bytes: %s: %s", n, w.len, vmm_strerror(rc), err.message);
+			fail_msg("%zu of %zu bytes: %s: %s", n, w.len, vmm_strerror(rc),
+				 err.message);
 		free(data);
 	}
 	for (i = 0; i < 300; i++) {

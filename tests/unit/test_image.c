@@ -384,7 +384,8 @@ static void *feed(void *arg)
 	size_t done = 0;
 
 	while (done < fed.n) {
-		ssize_t n = write(feed_fd, fed.data + done, fed.n - done < 100 ? fed.n - done : 100);
+		ssize_t n = write(feed_fd, fed.data + done,
+				  fed.n - done < 100 ? fed.n - done : 100);
 
 		if (n <= 0)
 			break;

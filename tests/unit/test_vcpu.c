@@ -355,27 +355,34 @@ static void test_hart_start(void **state)
 
 /* A hart that was told to start, and cannot yet because nobody takes what hart 0
    has rung: a machine that is said to be paused is. */
-static int rings_then_starts(struct fake_vcpu *v)
+static int rings_for_ever(struct fake_vcpu *v)
 {
-	if (v->id == 0 && v->step++ == 200)
-		fake_hart_start(v->vm, 1);
-	return fake_sbi(v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, 1, 0, 0);
+	return fake_sbi(v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, v->step++, 0, 0);
 }
 
 static void test_pause_starting_hart(void **state)
 {
-	int i;
-
 	(void)state;
-	start(rings_then_starts, 2);
-	for (i = 0; i < 150; i++)
-		rig_event(vm, VMM_EV_DOORBELL);
-	nap_ms(10);
+	start(rings_for_ever, 2);
+	while (exits(VMM_EXIT_SBI) < EVENTS_MAX - EVENTS_SLACK)
+		nap_ms(1);
+	/* Now both are kept out of the guest. */
+	assert_ok(vmm_pause(vm, &err));
+	assert_ok(vmm_start(vm, &err));
+	fake_hart_start(fake_vm(), 1);
 	assert_ok(vmm_pause(vm, &err));
 	assert_int_equal(vmm_state(vm), VMM_PAUSED);
+	assert_int_equal(fake_vcpu(fake_vm(), 1)->begun, 0);
 	assert_ok(vmm_start(vm, &err));
 	while (rig_event(vm, VMM_EV_DOORBELL).vcpu == 0)
 		;
+	/* And one that just needs a moment gets it. */
+	assert_ok(vmm_stop(vm, &err));
+	assert_ok(vmm_reset(vm, &err));
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_pause(vm, &err));
+	fake_hart_start(fake_vm(), 1);
+	assert_ok(vmm_start(vm, &err));
 	assert_ok(vmm_pause(vm, &err));
 	assert_int_equal(vmm_state(vm), VMM_PAUSED);
 }
