@@ -150,7 +150,7 @@ static void hear(struct wire *w, uint32_t seed, uint32_t len, uint32_t size)
 	struct driver *d = &w->d;
 	struct virtio_net_hdr_v1 h;
 	uint8_t buf[LONG + HDR];
-	uint32_t id, n, got = 0, i, left = 1;
+	uint32_t id = 0, n = 0, got = 0, i, left = 1;
 	uint16_t slot;
 
 	for (i = 0; i < left; i++) {

@@ -1055,7 +1055,7 @@ static void test_late_response(void **state)
 	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
 }
 
-/* ---- Snapshots -------------------------------------------------------------------------------- */
+/* ---- Snapshots ------------------------------------------------------------------ */
 
 static void test_snapshot(void **state)
 {
