@@ -143,7 +143,8 @@ static int vhost_ready(struct vhost *vu, short events, uint64_t deadline)
 }
 
 /* Send a message, and a descriptor if fd >= 0.  0, or -errno. */
-static int vhost_send(struct vhost *vu, struct vhost_msg *m, uint32_t request, uint32_t size, int fd)
+static int vhost_send(struct vhost *vu, struct vhost_msg *m, uint32_t request, uint32_t size,
+		      int fd)
 {
 	union {
 		struct cmsghdr	align;

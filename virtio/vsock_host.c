@@ -22,6 +22,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -185,22 +186,25 @@ out:
 /* ---- From the guest ----------------------------------------------------------- */
 
 /*
- * Bind s, and return a descriptor (O_PATH) by which we, and nobody else, can
- * connect to it: it is in a directory of our own, and not for long.  A program
- * that changes its user id later must still be able to; hence its mode.
+ * Bind s to a name, for a moment, in a directory that is our own.  0, and *path
+ * is a descriptor by which we can connect to it; or -errno.  A program that
+ * changes its user id later must still be able to; hence the mode.
  */
 static int vsock_bind(int s, int *path)
 {
 	static const char *const dirs[] = { "/tmp", "/dev/shm", "/run" };
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	char dir[32];
+	uint64_t id;
+	char dir[48];
 	size_t i;
-	int e = 0;
+	int e = ENOENT;
 
 	*path = -1;
 	for (i = 0; i < sizeof(dirs) / sizeof(dirs[0]) && *path < 0; i++) {
-		snprintf(dir, sizeof(dir), "%s/vmm-XXXXXX", dirs[i]);
-		if (!mkdtemp(dir)) {
+		if (getrandom(&id, sizeof(id), 0) != sizeof(id))
+			return -EIO;
+		snprintf(dir, sizeof(dir), "%s/vmm-%016llx", dirs[i], (unsigned long long)id);
+		if (mkdir(dir, 0700) < 0) {
 			e = errno;
 			continue;
 		}

@@ -31,6 +31,14 @@ static unsigned int passed, failed, skipped;
 
 /* ---- Running cases -------------------------------------------------------------- */
 
+/* One line for people, whatever a console left in it. */
+static void tidy(char *s)
+{
+	for (; *s; s++)
+		if (*s < ' ' || *s > '~')
+			*s = ' ';
+}
+
 static void end(int status, const char *fmt, va_list ap)
 	__attribute__((format(printf, 2, 0), noreturn));
 
@@ -40,6 +48,7 @@ static void end(int status, const char *fmt, va_list ap)
 
 	pthread_mutex_lock(&once);	/* for ever: the first reason counts */
 	vsnprintf(why, 512, fmt, ap);
+	tidy(why);
 	fflush(NULL);
 	_exit(status);
 }
@@ -68,6 +77,7 @@ void test_note(const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
+	tidy(line);
 	printf("# %s\n", line);
 	fflush(stdout);
 }
