@@ -281,9 +281,19 @@ static int load(struct vmm *vm, struct vmm_error *err)
 	return rc;
 }
 
-static int add_platform(struct machine *m, struct vmm_error *err)
+/* To power-on; a vmm_connect() may be waiting for one of them. */
+static void reset_devices(struct machine *m)
 {
 	struct device *d;
+
+	loop_lock(&m->loop);
+	for (d = m->devices; d; d = d->next)
+		d->ops->reset(d);
+	loop_unlock(&m->loop);
+}
+
+static int add_platform(struct machine *m, struct vmm_error *err)
+{
 	int rc;
 
 	rc = rtc_add(m, err);
@@ -291,8 +301,8 @@ static int add_platform(struct machine *m, struct vmm_error *err)
 		rc = genid_add(m, err);
 	if (rc == 0)
 		rc = doorbell_add(m, err);
-	for (d = m->devices; d && rc == 0; d = d->next)
-		d->ops->reset(d);
+	if (rc == 0)
+		reset_devices(m);
 	return rc;
 }
 
@@ -929,7 +939,6 @@ static int load_state(struct vmm *vm, int clone, struct vmm_error *err);
 int vmm_reset(struct vmm *vm, struct vmm_error *err)
 {
 	struct machine *m;
-	struct device *d;
 	int rc = enter(vm, err);
 
 	if (rc)
@@ -949,11 +958,10 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 	vm->mark_ns = clock_ns();
 	/* Before: nothing writes to RAM any more.  Behind: the generation id, in
 	   its page, has gone with the rest. */
-	for (d = m->devices; d; d = d->next)
-		d->ops->reset(d);
+	reset_devices(m);
 	rc = vm->snap ? mem_rewind(&m->mem, err) : mem_clear(&m->mem, err);
-	for (d = m->devices; d && rc == 0 && !vm->snap; d = d->next)
-		d->ops->reset(d);
+	if (rc == 0 && !vm->snap)
+		reset_devices(m);
 	if (rc == 0)
 		rc = build(vm, err);
 	if (rc == 0)
