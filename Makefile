@@ -54,13 +54,14 @@ CFLAGS	:= -std=gnu11 $(OPT) -fvisibility=hidden -fno-common $(WARN) $(ARCH_CFLAG
 LDFLAGS	:= $(ARCH_LDFLAGS) $(LDSAN) $(LDFLAGS)
 LIBS	:= -lfdt $(or $(call pkg,--libs),-lzstd -lxxhash -luring -lz) -lpthread
 
-SRC	:= $(wildcard core/*.c riscv/*.c virtio/*.c snapshot/*.c) vmm.c
+SRC	:= $(wildcard core/*.c riscv/*.c virtio/*.c snapshot/*.c) $(wildcard vmm*.c)
 OBJ	:= $(SRC:%.c=$B/%.o)
 TESTS	:= $(wildcard tests/unit/test_*.c)
 UNIT	:= $(TESTS:tests/unit/%.c=$B/unit/%)
 
+.DEFAULT_GOAL := all
 FORCE:
-.PHONY: FORCE all lib tool amalgam install uninstall clean help
+.PHONY: FORCE all lib tool serverless amalgam install uninstall clean help
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -94,24 +95,46 @@ $B/vmm.pc: vmm.pc.in vmm.h FORCE
 # Programs that use vmm.h only.
 tool: $B/vmm	## the vmm command
 
-$B/vmm: examples/vmm.c $B/libvmm.a
-	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS) -ljson-c
+TOOL	:= examples/vmm.c $(wildcard examples/tool_*.c)
+
+$B/vmm: $(TOOL) examples/tool.h $B/libvmm.a
+	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $(TOOL) $B/libvmm.a $(LDFLAGS) $(LIBS) -ljson-c
 
 $B/examples/%: examples/%.c $B/libvmm.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS)
 
+# With libmicrohttpd, which nothing else needs.
+serverless: $B/serverless	## examples/serverless.c, a function host behind HTTP
+
+$B/serverless: examples/serverless.c $B/libvmm.a
+	$(CC) $(CPPFLAGS) $(CFLAGS) $(MICROHTTPD_CFLAGS) -I. -o $@ $< $B/libvmm.a $(LDFLAGS) $(LIBS) \
+		$(MICROHTTPD_LIBS)
+
+MICROHTTPD_LIBS ?= -lmicrohttpd
+
+# The guest's helper: RISC-V, no C library, no dynamic linker.  Its flags are its own.
+ifeq ($(ARCH),riscv64)
+all: $B/vmm-guest
+INSTALL_GUEST = install -D -m 755 $B/vmm-guest $(DESTDIR)$(LIBDIR)/vmm/vmm-guest
+endif
+
+$B/vmm-guest: examples/vmm-guest.c vmm_guest.h
+	@mkdir -p $(@D)
+	$(CC) $(ARCH_CFLAGS) -I. -std=gnu11 -Os $(WARN) -ffreestanding -fno-stack-protector -fno-pie \
+		-march=rv64gc -mabi=lp64d -nostdlib -static -Wl,--build-id=none -s -o $@ $<
+
 clean:	## remove what was built, not what was downloaded
 	rm -rf build/$(ARCH) build/$(ARCH)-san dist
 
 help:	## this list
-	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1\t/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 # ---- Distribution ------------------------------------------------------------
 
 amalgam: dist/vmm.c	## dist/vmm.c and dist/vmm.h: the library as two files
 
-dist/vmm.c: $(SRC) $(wildcard core/*.h riscv/*.h virtio/*.h snapshot/*.h) vmm.h core/amalgam.awk
+dist/vmm.c: $(SRC) $(wildcard core/*.h riscv/*.h virtio/*.h snapshot/*.h) vmm.h vmm_impl.h core/amalgam.awk
 	@mkdir -p dist
 	awk -v version=$(VERSION) -f core/amalgam.awk $(SRC) > $@
 	cp vmm.h vmm_guest.h dist/
@@ -129,12 +152,14 @@ install: all	## into DESTDIR and PREFIX (/usr/local)
 	install -m 644 $B/vmm.pc $(DESTDIR)$(LIBDIR)/pkgconfig
 	install -m 755 $B/vmm $(DESTDIR)$(PREFIX)/bin
 	install -m 644 docs/vmm.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmm
+	$(INSTALL_GUEST)
 	for m in $(MAN); do install -D -m 644 -t $(DESTDIR)$(PREFIX)/share/man/man$${m##*.} $$m; done
 
 uninstall:	## take away what install put there
 	rm -f $(DESTDIR)$(PREFIX)/include/vmm.h $(DESTDIR)$(PREFIX)/include/vmm_guest.h \
 		$(DESTDIR)$(LIBDIR)/libvmm.a $(DESTDIR)$(LIBDIR)/libvmm.so* \
 		$(DESTDIR)$(LIBDIR)/pkgconfig/vmm.pc $(DESTDIR)$(PREFIX)/bin/vmm \
+		$(DESTDIR)$(LIBDIR)/vmm/vmm-guest \
 		$(DESTDIR)$(PREFIX)/share/bash-completion/completions/vmm
 	for m in $(notdir $(MAN)); do rm -f $(DESTDIR)$(PREFIX)/share/man/man$${m##*.}/$$m; done
 
@@ -143,6 +168,8 @@ uninstall:	## take away what install put there
 -include tests/unit/unit.mk
 -include tests/kvm/kvm.mk
 -include bench/bench.mk
+-include bindings/python/python.mk
+-include bindings/go/go.mk
 
 .PHONY: check demo lab-shell size
 check:	## set everything up and run every test, native and on KVM

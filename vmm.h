@@ -119,8 +119,10 @@ struct vmm_host {
 	char		kernel[72];	/* release of the host kernel */
 	char		isa[1024];	/* all a guest can have, as "rv64imafdc_sstc" */
 	char		note[256];	/* why irqchip is what it is, for people */
+	uint32_t	lazy;		/* 1: VMM_MEM_LAZY works; 0: it is VMM_MEM_EAGER */
+	char		lazy_note[124];	/* why, for people */
 };
-#define VMM_HOST_INIT { sizeof(struct vmm_host), 0, 0, 0, 0, 0, 0, 0, 0, "", "", "" }
+#define VMM_HOST_INIT { sizeof(struct vmm_host), 0, 0, 0, 0, 0, 0, 0, 0, "", "", "", 0, "" }
 
 /*
  * Find out what this host offers; needs no machine and leaves none behind.
@@ -225,11 +227,62 @@ VMM_API int vmm_add_rng(struct vmm *vm, const char *name, struct vmm_error *err)
 VMM_API int vmm_add_console(struct vmm *vm, const char *name, int in_fd, int out_fd, struct vmm_error *err);
 
 /*
+ * A named port of a console, which the guest finds as /dev/virtio-ports/PORT; up
+ * to 15 of them.  What is written before somebody in the guest opens it waits.
+ */
+VMM_API int vmm_add_port(struct vmm *vm, const char *console, const char *port, int in_fd, int out_fd, struct vmm_error *err);
+
+/* The terminal of a console has so many columns and rows; the guest is told. */
+VMM_API int vmm_resize_console(struct vmm *vm, const char *name, uint16_t cols, uint16_t rows, struct vmm_error *err);
+
+/* The file of a disk has another size, which the guest is told. */
+VMM_API int vmm_resize_blk(struct vmm *vm, const char *name, struct vmm_error *err);
+
+/*
+ * How many queues a disk of a NEW machine has, 1 to 64; default 1.  With as many
+ * as there are vCPUs none waits for another.  A restored one has those it had.
+ */
+VMM_API int vmm_set_queues(struct vmm *vm, const char *name, uint32_t queues, struct vmm_error *err);
+
+/*
+ * No more than so many bytes and requests (packets) a second through a disk or a
+ * network card, there each way; 0: no limit, the default.  In any state.
+ */
+VMM_API int vmm_limit(struct vmm *vm, const char *name, uint64_t bytes_per_sec, uint64_t ops_per_sec, struct vmm_error *err);
+
+/*
  * A balloon: what the guest does not use goes back to the host by itself (free
  * page reporting), and more of it when vmm_balloon() asks for so many bytes.
  */
 VMM_API int vmm_add_balloon(struct vmm *vm, const char *name, struct vmm_error *err);
 VMM_API int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct vmm_error *err);
+
+/*
+ * Have the guest of a RUNNING machine give back what it has free, now: before a
+ * snapshot, say.  Waits until it has, up to timeout_ms (-1: as long as it takes).
+ * VMM_ENOTSUP: its driver cannot; VMM_ETIMEDOUT: it has not come to an end.
+ */
+VMM_API int vmm_trim(struct vmm *vm, const char *name, int timeout_ms, struct vmm_error *err);
+
+struct vmm_balloon_stats {
+	uint32_t	size;		/* set by VMM_BALLOON_STATS_INIT */
+	uint32_t	answers;	/* how often the guest has told what is its own */
+	uint64_t	target;		/* bytes it is asked to give up */
+	uint64_t	actual;		/* bytes it says it has given up */
+	uint64_t	returned;	/* bytes given to the host so far, all in all */
+	/* The guest's own, of the last answer; 0: it does not tell. */
+	uint64_t	total, free, available, caches;	/* bytes */
+	uint64_t	swap_in, swap_out;	/* bytes, since it booted, and so these: */
+	uint64_t	major_faults, minor_faults, oom_kills;
+};
+#define VMM_BALLOON_STATS_INIT { sizeof(struct vmm_balloon_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
+				 0, 0, 0 }
+
+/*
+ * What the guest told last.  A guest that runs is asked for more, without waiting
+ * for it: when answers has grown, the figures are new.
+ */
+VMM_API int vmm_balloon_stat(struct vmm *vm, const char *name, struct vmm_balloon_stats *out, struct vmm_error *err);
 
 /*
  * A network card.  fd is a tap, or a connected socket: datagrams are frames; a
@@ -261,9 +314,23 @@ VMM_API int vmm_connect(struct vmm *vm, uint32_t port, int timeout_ms, int *out,
 VMM_API int vmm_listen(struct vmm *vm, uint32_t port, int *out, struct vmm_error *err);
 
 /*
- * The device tree that a NEW machine would be started with, or that it was
- * started with; VMM_ESTATE of one that was restored: its size in bytes in *size, and the first cap bytes in buf.
- * buf may be NULL if cap is 0.
+ * Devices that another process serves, by the vhost-user protocol.  fd is a stream
+ * socket that is connected to it; it gets all of the guest's RAM, and the machine
+ * starts somewhat slower.  If it goes, or does not answer for some seconds, the
+ * guest's requests fail as I/O errors, now and later, and VMM_EV_DEVICE tells.
+ * Such a machine can be paused, but not saved.
+ *
+ * vmm_add_fs(): a directory, as virtiofsd serves it; the guest mounts it by the
+ * device's name (mount -t virtiofs NAME DIR).  vmm_add_vhost_blk(): a disk, as
+ * qemu-storage-daemon serves images of any format.
+ */
+VMM_API int vmm_add_fs(struct vmm *vm, const char *name, int fd, struct vmm_error *err);
+VMM_API int vmm_add_vhost_blk(struct vmm *vm, const char *name, int fd, struct vmm_error *err);
+
+/*
+ * The device tree that a machine would be started with, or was: its size in bytes
+ * in *size, and the first cap bytes in buf, which may be NULL if cap is 0.
+ * VMM_ESTATE of a machine that was restored: the tree is its guest's.
  */
 VMM_API int vmm_fdt(struct vmm *vm, void *buf, size_t cap, size_t *size, struct vmm_error *err);
 
@@ -304,7 +371,9 @@ enum {
 	VMM_EV_REBOOT	= 2,	/* the guest asked to restart; it is STOPPED */
 	VMM_EV_CRASH	= 3,	/* the guest cannot go on; detail says why */
 	VMM_EV_DOORBELL	= 4,	/* the guest rang with value: see vmm_guest.h */
-	VMM_EV_FAULT	= 5	/* the host side failed: it is BROKEN */
+	VMM_EV_FAULT	= 5,	/* the host side failed: it is BROKEN */
+	VMM_EV_DEVICE	= 6	/* what is behind a device failed, as detail says, and
+				   value, an errno; the guest got an error, and runs on */
 };
 
 struct vmm_event {		/* 128 bytes; will not change */
@@ -318,7 +387,8 @@ struct vmm_event {		/* 128 bytes; will not change */
 /*
  * Wait up to timeout_ms (0: not at all, -1: for ever) for the next event.  If
  * none is queued and the machine is not RUNNING, gives VMM_EV_NONE at once.
- * A guest that rings faster than its events are taken is made to wait.
+ * A guest that rings faster than its events are taken is made to wait; devices
+ * are heard of while fewer than 63 are queued.
  */
 VMM_API int vmm_wait(struct vmm *vm, int timeout_ms, struct vmm_event *out, struct vmm_error *err);
 
@@ -347,6 +417,8 @@ struct vmm_snap;
 /*
  * Freeze a PAUSED machine, which stays PAUSED and may go on.  Machines restored
  * from it share its RAM until they write to it.  Free with vmm_snap_free().
+ * VMM_ENOTSUP names a device that cannot be saved: see vmm_add_fs(); or the guest
+ * uses interrupt identities from 32 on, which KVM may lose (Linux does not).
  */
 VMM_API int vmm_snap_take(struct vmm_snap **out, struct vmm *vm, struct vmm_error *err);
 
@@ -359,8 +431,11 @@ struct vmm_write_config {
 	   return 0 the write ends with VMM_ESTATE.  May be NULL. */
 	int		(*progress)(void *arg, uint64_t done, uint64_t total);
 	void		*progress_arg;
+	/* Path of a snapshot file: store only what differs from it.  That one
+	   must stay as it is, and where it is seen from the new one. */
+	const char	*parent;
 };
-#define VMM_WRITE_INIT { sizeof(struct vmm_write_config), 0, 0, 0, NULL, NULL }
+#define VMM_WRITE_INIT { sizeof(struct vmm_write_config), 0, 0, 0, NULL, NULL, NULL }
 
 /*
  * Save a snapshot: on success path holds all of it and it is on disk, on
@@ -379,24 +454,102 @@ VMM_API int vmm_snap_send(struct vmm_snap *snap, int fd, const struct vmm_write_
  */
 VMM_API int vmm_snap_open(struct vmm_snap **out, const char *path, struct vmm_error *err);
 
+/* The same, from a descriptor, to the end of what comes: the other side of
+   vmm_snap_send(). */
+VMM_API int vmm_snap_receive(struct vmm_snap **out, int fd, struct vmm_error *err);
+
+/*
+ * Write a file and all that it stands on as one file, to, that stands on none; how
+ * may be NULL, and of it progress counts.  Nothing is compressed again.
+ */
+VMM_API int vmm_snap_merge(const char *from, const char *to, const struct vmm_write_config *how, struct vmm_error *err);
+
+struct vmm_snap_info {
+	uint32_t	size;		/* set by VMM_SNAP_INFO_INIT */
+	uint32_t	vcpus;
+	uint64_t	memory;		/* bytes of RAM */
+	uint64_t	time_ns;	/* of the guest's clock, since its power-on */
+	uint32_t	devices;	/* vmm_snap_device() */
+	uint32_t	vlenb;		/* this to isa: what the host must have */
+	uint64_t	timebase_hz;
+	uint32_t	satp_bits;
+	uint32_t	parents;	/* vmm_snap_parent(); this and the rest: of a file */
+	uint64_t	created;	/* seconds since 1970 */
+	uint64_t	file_size;	/* 0: it is in no file */
+	uint64_t	ram_used;	/* bytes of RAM that are not zero */
+	uint64_t	ram_own;	/* bytes that they take in this file */
+	uint64_t	ram_parents;	/* and in those it stands on */
+	uint32_t	working_set;	/* pages that are read first, if known */
+	uint16_t	format_major, format_minor;
+	uint8_t		uuid[16];
+	char		isa[1024];	/* as in struct vmm_host */
+	char		kernel[72];	/* of the host it comes from */
+};
+#define VMM_SNAP_INFO_INIT { sizeof(struct vmm_snap_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, \
+			     0, 0, 0, { 0 }, "", "" }
+
+/* What a snapshot is of, without restoring it. */
+VMM_API int vmm_snap_info(const struct vmm_snap *snap, struct vmm_snap_info *out, struct vmm_error *err);
+
+struct vmm_snap_device {	/* 64 bytes; will not change */
+	char		type[32];	/* "blk", "net", "serial" ... */
+	char		name[32];	/* that vmm_add calls know it by */
+};
+
+/* Device number i, from 0 on, in the order in which the guest finds them. */
+VMM_API int vmm_snap_device(const struct vmm_snap *snap, uint32_t i, struct vmm_snap_device *out, struct vmm_error *err);
+
+/* Path of the file number i that it stands on, nearest first; it lives as long
+   as snap.  NULL behind the last. */
+VMM_API const char *vmm_snap_parent(const struct vmm_snap *snap, uint32_t i);
+
 /* Check every byte of a file; *err says what is wrong where. */
 VMM_API int vmm_snap_verify(const char *path, struct vmm_error *err);
 
 /* Machines restored from it keep what they need. */
 VMM_API void vmm_snap_free(struct vmm_snap *snap);
 
-enum { VMM_RESUME = 1 };	/* the original is gone: keep its identity */
+/*
+ *	VMM_RESUME	the original is gone: keep its identity
+ *	VMM_RECORD	note which pages of RAM the machine touches, and in what
+ *			order, for vmm_snap_learn(); it is slow
+ *	VMM_POPULATE	map all of the working set now, and have threads ready:
+ *			the restore takes longer, and the run that follows less.
+ *			Pools always do so.
+ *
+ * Both: what is known of the working set is kept, and there at once.  A machine is slow
+ * where it is watched, and may do other things than one that is not: who records once,
+ * and then once more so, misses little.
+ */
+enum { VMM_RESUME = 1, VMM_RECORD = 2, VMM_POPULATE = 4 };
+
+/*
+ * How RAM comes out of a file, for the first machine that is restored from a
+ * snapshot: the others share what is there.
+ *
+ *	VMM_MEM_LAZY	the machine runs at once, what it touches is decoded
+ *			then, and the rest in the background.  It takes
+ *			userfaultfd; without it this is VMM_MEM_EAGER, as
+ *			vmm_probe() and the machine's log tell.
+ *	VMM_MEM_EAGER	all of it, before vmm_restore() returns
+ *
+ * A page that turns out to be damaged stops the machines that touch it, with
+ * VMM_EV_FAULT, and no other.
+ */
+enum { VMM_MEM_LAZY = 0, VMM_MEM_EAGER = 1 };
 
 struct vmm_restore_config {
 	uint32_t	size;		/* set by VMM_RESTORE_INIT */
-	uint32_t	flags;		/* VMM_RESUME */
+	uint32_t	flags;		/* VMM_RESUME ... */
 	uint32_t	irqchip;	/* VMM_IRQCHIP_*; need not be as it was */
 	uint32_t	threads;	/* that decode; default: one for each CPU */
 	const char	*name;		/* this and the rest: as in vmm_config */
 	void		(*log)(void *arg, int level, const char *line);
 	void		*log_arg;
+	uint32_t	memory;		/* VMM_MEM_* */
+	uint32_t	reserved;
 };
-#define VMM_RESTORE_INIT { sizeof(struct vmm_restore_config), 0, 0, 0, NULL, NULL, NULL }
+#define VMM_RESTORE_INIT { sizeof(struct vmm_restore_config), 0, 0, 0, NULL, NULL, NULL, 0, 0 }
 
 /*
  * Make a NEW machine from a snapshot, as often as wanted: this is cloning.  Its
@@ -409,6 +562,57 @@ struct vmm_restore_config {
  * VMM_EVERSION names what the snapshot needs and this host lacks.
  */
 VMM_API int vmm_restore(struct vmm **out, struct vmm_snap *snap, const struct vmm_restore_config *how, struct vmm_error *err);
+
+/*
+ * Teach a snapshot its working set: the pages that vm, restored from it with
+ * VMM_RECORD, has touched so far.  Those that were written are copied for each
+ * clone ahead; the next vmm_snap_write() packs them together, to come out of the
+ * file first.  It replaces what the snapshot knew.  vm may be in any state.
+ */
+VMM_API int vmm_snap_learn(struct vmm_snap *snap, struct vmm *vm, struct vmm_error *err);
+
+/* ---- Pools ------------------------------------------------------------ */
+
+/*
+ * Machines that have been restored before they are needed.  A thread of the
+ * library makes them, and takes those that are given back to their snapshot: in
+ * place, which is quick, if they run or are held and the kernel can (Linux 6.16).
+ * All of the snapshot's working set (vmm_snap_learn) is mapped for them, by KVM, too.
+ */
+struct vmm_pool;
+
+enum { VMM_POOL_PARK = 1 };	/* each runs until it rings the doorbell, and is held */
+
+struct vmm_pool_config {
+	uint32_t	size;		/* set by VMM_POOL_INIT */
+	uint32_t	ready;		/* how many wait; default 1 */
+	uint32_t	flags;		/* VMM_POOL_PARK */
+	uint32_t	park_ms;	/* it must ring within; 0: whenever it does */
+	uint64_t	memory;		/* no more wait if those that do hold so many
+					   bytes of their own; 0: no limit */
+	const struct vmm_restore_config *restore;	/* or NULL; copied */
+	/* Called on the pool's thread for each new machine, to give its devices
+	   their back ends.  Not 0: it is no good. */
+	int		(*prepare)(void *arg, struct vmm *vm);
+	void		*prepare_arg;
+};
+#define VMM_POOL_INIT { sizeof(struct vmm_pool_config), 0, 0, 0, 0, NULL, NULL, NULL }
+
+/* snap outlives the pool.  config may be NULL.  Returns before a machine is ready. */
+VMM_API int vmm_pool_create(struct vmm_pool **out, struct vmm_snap *snap, const struct vmm_pool_config *config, struct vmm_error *err);
+
+/*
+ * Take a machine, waiting up to timeout_ms (0: not at all, -1: for ever) if none
+ * is ready: a NEW one, of a VMM_POOL_PARK pool a PAUSED one.  Free it with
+ * vmm_free(), or give it back.  VMM_ETIMEDOUT; else why none could be made.
+ */
+VMM_API int vmm_pool_take(struct vmm_pool *pool, int timeout_ms, struct vmm **out, struct vmm_error *err);
+
+/* Hand a machine back, in any state: it is reset and used again, or freed. */
+VMM_API void vmm_pool_give(struct vmm_pool *pool, struct vmm *vm);
+
+/* Machines that have been taken stay their takers'. */
+VMM_API void vmm_pool_free(struct vmm_pool *pool);
 
 /* ---- Figures ---------------------------------------------------------- */
 
@@ -443,9 +647,12 @@ struct vmm_stats {
 	uint64_t	stage_ns[8];	/* [VMM_STAGE_*]: what each took, in ns */
 	uint64_t	setup_ns;	/* spent in vmm_create and vmm_start together */
 	uint64_t	exits[8];	/* [VMM_EXIT_*], all vCPUs together */
+	uint64_t	memory_own;	/* bytes that no other machine shares */
+	uint64_t	memory_waits;	/* accesses that waited for RAM to be decoded */
+	uint64_t	memory_decoded;	/* bytes decoded, for all machines of the snapshot */
 };
 #define VMM_STATS_INIT { sizeof(struct vmm_stats), 0, 0, 0, \
-			 { 0, 0, 0, 0, 0, 0, 0, 0 }, 0, { 0, 0, 0, 0, 0, 0, 0, 0 } }
+			 { 0, 0, 0, 0, 0, 0, 0, 0 }, 0, { 0, 0, 0, 0, 0, 0, 0, 0 }, 0, 0, 0 }
 
 /* In any state; the figures of a machine that runs are of now. */
 VMM_API int vmm_stat(struct vmm *vm, struct vmm_stats *out, struct vmm_error *err);

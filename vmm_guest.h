@@ -14,6 +14,8 @@
  *
  * The exit register ends the machine as a power-off does, and its value is that
  * of VMM_EV_SHUTDOWN.
+ *
+ * Shell scripts have vmm-guest(1) for all of this.
  */
 #ifndef VMM_GUEST_H
 #define VMM_GUEST_H
@@ -25,6 +27,11 @@
 #define VMM_GUEST_EXIT		0x08		/* write: power off with this exit code */
 #define VMM_GUEST_MAGIC		0x10		/* reads as VMM_GUEST_MAGIC_VALUE */
 #define VMM_GUEST_MAGIC_VALUE	0x676d6d76	/* "vmmg" */
+
+/* The real-time clock, a goldfish RTC: nanoseconds since 1970, at 0 the lower half,
+   whose reading keeps the upper half for 4.  The host's time, whatever became of
+   the guest's own clocks. */
+#define VMM_GUEST_RTC		0x10001000
 
 #define VMM_GUEST_SBI		0x09000000	/* extension id, in a7 */
 #define VMM_GUEST_SBI_RING	0		/* function id, in a6; a0: the value */

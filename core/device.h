@@ -29,8 +29,10 @@ struct irqchip_ops {
 	   *phandle is what devices name as their interrupt parent. */
 	int		(*fdt)(struct irqchip *chip, void *fdt, uint32_t *phandle);
 	/* With every vCPU out of the guest. */
-	void		(*save)(struct irqchip *chip, struct writer *w);
+	int		(*save)(struct irqchip *chip, struct writer *w, struct vmm_error *err);
 	int		(*load)(struct irqchip *chip, struct reader *r, struct vmm_error *err);
+	/* Its vCPUs are as new: make it fit to be loaded again; -errno. */
+	int		(*renew)(struct irqchip *chip);
 	void		(*free)(struct irqchip *chip);
 };
 
@@ -59,11 +61,13 @@ struct device_ops {
 	/* The vCPUs are held and no callback runs: finish what is in flight,
 	   start nothing.  NULL: nothing ever is. */
 	void		(*quiesce)(struct device *d);
-	/* Of a quiet device; load may meet any bytes. */
+	/* Of a quiet device; load may meet any bytes.  save NULL: its state
+	   is not here, and the machine cannot be saved. */
 	void		(*save)(const struct device *d, struct writer *w);
 	int		(*load)(struct device *d, struct reader *r, struct vmm_error *err);
 	/* A restored clone is about to run for the first time.  May be NULL. */
 	void		(*cloned)(struct device *d);
+	/* Where loop->orphan is set: only memory, and descriptors. */
 	void		(*free)(struct device *d);
 };
 

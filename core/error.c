@@ -11,6 +11,14 @@
 
 #include "error.h"
 
+/* One line, whatever names of files and strings of guests are in it. */
+static void one_line(char *s)
+{
+	for (; *s; s++)
+		if ((unsigned char)*s < ' ' || *s == 127)
+			*s = '?';
+}
+
 static void __attribute__((format(printf, 4, 0)))
 error_set(struct vmm_error *err, int code, int os_errno, const char *fmt, va_list ap)
 {
@@ -22,6 +30,7 @@ error_set(struct vmm_error *err, int code, int os_errno, const char *fmt, va_lis
 	err->code = code;
 	err->os_errno = os_errno;
 	vsnprintf(err->message, sizeof(err->message), fmt, ap);
+	one_line(err->message);
 	if (!os_errno)
 		return;
 	n = strlen(err->message);
@@ -61,5 +70,6 @@ void log_line(const struct log *log, int level, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
+	one_line(line);
 	log->fn(log->arg, level, line);
 }

@@ -43,6 +43,13 @@ int kvm_cap(int kvm_or_vm, int cap)
 	return kvm_call(kvm_or_vm, KVM_CHECK_EXTENSION, (void *)(uintptr_t)cap);
 }
 
+int kvm_enable(int vm, int cap)
+{
+	struct kvm_enable_cap c = { .cap = (uint32_t)cap };
+
+	return kvm_call(vm, KVM_ENABLE_CAP, &c);
+}
+
 int kvm_vm(int kvm)
 {
 	return kvm_call(kvm, KVM_CREATE_VM, NULL);

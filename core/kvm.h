@@ -21,6 +21,8 @@
 #define KVM_DEV_AIA		11
 #define KVM_MP_RUNNABLE		0u
 #define KVM_MP_STOPPED		5u
+#define KVM_MP_INIT		2u	/* set: the vCPU is as new */
+#define KVM_CAP_MP_INIT		242	/* KVM_CAP_RISCV_MP_STATE_RESET: it can be set */
 
 struct kvm_sbi_exit {		/* at the union of struct kvm_run */
 	uint64_t	extension, function, args[6], ret[2];
@@ -40,6 +42,7 @@ int kvm_native(void);				/* built for the guest's architecture? */
 int kvm_open(void);				/* /dev/kvm */
 int kvm_version(int kvm);
 int kvm_cap(int kvm_or_vm, int cap);
+int kvm_enable(int vm, int cap);			/* KVM_ENABLE_CAP */
 
 int kvm_vm(int kvm);
 int kvm_slot(int vm, uint32_t slot, uint64_t gpa, uint64_t size, void *hva);

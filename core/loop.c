@@ -7,6 +7,7 @@
  * While held, fetched events wait; they are level-triggered and still true.
  */
 #include <errno.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -58,6 +59,16 @@ void loop_unlock(struct loop *l)
 	pthread_mutex_unlock(&l->lock);
 }
 
+void loop_orphan(struct loop *l)
+{
+	if (l->wakefd >= 0)
+		close(l->wakefd);
+	if (l->epfd >= 0)
+		close(l->epfd);
+	l->epfd = l->wakefd = -1;	/* epoll_ctl() fails, as it should */
+	l->orphan = 1;
+}
+
 /* With the I/O lock held.  The batch may shrink under us: loop_del(). */
 static void loop_dispatch(struct loop *l)
 {
@@ -93,6 +104,8 @@ static void *loop_main(void *arg)
 		l->struck = 0;
 		loop_unlock(l);
 		n = epoll_wait(l->epfd, l->batch, LOOP_BATCH, timeout);
+		if (__atomic_exchange_n(&l->patient, 0, __ATOMIC_RELAXED))
+			sched_yield();
 		loop_lock(l);
 		/* What was struck out meanwhile may be in the batch, and its
 		   owner gone: fetch it again, now that nobody can. */
@@ -194,6 +207,11 @@ void loop_release(struct loop *l)
 	l->hold = 0;
 	pthread_cond_broadcast(&l->cond);
 	loop_unlock(l);
+}
+
+void loop_be_patient(struct loop *l)
+{
+	__atomic_store_n(&l->patient, 1, __ATOMIC_RELAXED);
 }
 
 static int loop_open(struct loop *l)

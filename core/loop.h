@@ -39,12 +39,20 @@ struct loop {
 	int		quit;
 	int		lingering;	/* watched fds with output to finish */
 	int		struck;		/* loop_del() since the last wait began */
+	int		orphan;		/* this is a child of fork(), without its threads */
+	int		patient;	/* atomic: what comes next is better a little late */
 	struct epoll_event batch[LOOP_BATCH];
 	int		nbatch;
 };
 
 int loop_init(struct loop *l, const char *name, struct vmm_error *err);
 void loop_fini(struct loop *l);		/* after loop_stop() */
+
+/*
+ * In a child of fork(): the set of watched descriptors is the parent's too, and
+ * is left alone from now on; only our own descriptors of it go.
+ */
+void loop_orphan(struct loop *l);
 
 /* Let callbacks happen from now on. */
 int loop_start(struct loop *l, struct vmm_error *err);
@@ -58,6 +66,9 @@ void loop_stop(struct loop *l);
 /* Returns when no callback runs; none will until loop_release(). */
 void loop_hold(struct loop *l);
 void loop_release(struct loop *l);
+
+/* Let others run, if they wait for this CPU, before the next callbacks. */
+void loop_be_patient(struct loop *l);
 
 void loop_lock(struct loop *l);
 void loop_unlock(struct loop *l);

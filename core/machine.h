@@ -26,14 +26,18 @@ struct vcpu {
 	uint32_t	id;		/* hart id, and KVM's vCPU id */
 	int		fd;
 	int		stats_fd;	/* KVM's counters; -1 until asked for */
+	uint64_t	stats_off;	/* there: exits; 0: not found yet */
 	struct kvm_run	*run;
 	size_t		run_size;
 	pthread_t	thread;
 	int		threaded;	/* the thread is to be joined */
 	int		parked;		/* under m->lock: out of the guest */
+	int		kicked;		/* under m->lock: a signal may be pending */
 	int		unfinished;	/* its thread's: an exit to be completed */
 	int		want_stats;	/* under m->lock: open stats_fd */
+	int		errand;		/* under m->lock: to be run; <0: what came of it */
 	uint64_t	exits[VMM_EXITS];	/* atomic; [VMM_EXIT_KERNEL] unused */
+	uint64_t	past_exits;	/* KVM's count when it was last made as new */
 };
 
 enum want { WANT_RUN, WANT_PAUSE, WANT_STOP };
@@ -42,6 +46,7 @@ struct machine {
 	char		name[16];
 	struct log	log;
 	int		kvm, vm;	/* descriptors, or -1 */
+	int		renewable;	/* KVM can make the vCPUs of this VM as new */
 	struct mem	mem;
 	struct bus	bus;
 	struct loop	loop;
@@ -64,14 +69,34 @@ struct machine {
 	uint64_t	exit_code;	/* what the guest left with */
 	uint64_t	first_run_ns;	/* clock_ns() before the first KVM_RUN */
 	uint64_t	stage_ns[VMM_STAGES];
+	pthread_t	reaper;
+	int		reaping;	/* the reaper is to be joined */
 };
 
 int machine_init(struct machine *m, const char *name, const struct log *log,
 		 struct vmm_error *err);
 void machine_fini(struct machine *m);	/* frees devices and all, too */
 
+/*
+ * In a child of fork(): close what is its own, and free what can be; what is
+ * shared with the parent is not touched.  Threads are gone, locks may be held,
+ * and RAM is not there.
+ */
+void machine_orphan(struct machine *m);
+
 /* Undo the KVM side, from the vCPUs to the VM; RAM and devices stay. */
 void machine_unbuild(struct machine *m);
+
+/* All to power-on; a vmm_connect() may be waiting for one of them. */
+void machine_reset_devices(struct machine *m);
+
+/*
+ * The KVM side of a machine whose threads have ended goes, to be followed by another;
+ * its devices are reset, and if its RAM is a private view it gets a fresh one, if it
+ * can (mem_leave).  KVM takes its time to end a VM, and is told of each page that goes
+ * while there is one: both is done meanwhile, on a thread.  1: the view is fresh.
+ */
+int machine_replace(struct machine *m);
 
 int machine_state(const struct machine *m);
 
@@ -85,7 +110,16 @@ struct device *machine_device(const struct machine *m, const char *name);
 /* ---- vCPUs (vcpu.c) ---------------------------------------------------- */
 
 int vcpus_create(struct machine *m, uint32_t n, struct vmm_error *err);
-void vcpus_free(struct machine *m);
+void vcpus_free(struct vcpu *vcpu, uint32_t n);
+
+/* The threads of a NEW machine, ahead of its start. */
+int vcpus_ready(struct machine *m, struct vmm_error *err);
+
+/*
+ * Have a vCPU of a NEW machine, whose thread is there, run what its registers say until it
+ * makes an SBI call, which nobody answers.  It counts as no exit of the guest; -errno.
+ */
+int vcpu_errand(struct vcpu *v);
 
 /* NEW or PAUSED -> RUNNING. */
 int vcpus_start(struct machine *m, struct vmm_error *err);
@@ -95,6 +129,9 @@ int vcpus_pause(struct machine *m, struct vmm_error *err);
 
 /* -> STOPPED, and the threads joined. */
 void vcpus_stop(struct machine *m);
+
+/* Have KVM make vCPUs that are held as they were when created; -errno. */
+int vcpus_renew(struct machine *m);
 
 /*
  * The guest stops, for this reason: the first one counts.  Any vCPU or I/O

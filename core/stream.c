@@ -20,12 +20,16 @@
 
 #include "stream.h"
 
+/* A socket is told not to block with each call; what was opened anew never does;
+   any other is asked first whether it is ready. */
+enum { STREAM_SOCKET, STREAM_FREE, STREAM_ASK };
+
 /*
  * A descriptor of our own for fd, non-blocking where that is possible.  The
  * master of a pseudo-terminal is not opened anew: its name stands for another
  * one.
  */
-static int stream_dup(int fd, int flags)
+static int stream_dup(int fd, int flags, uint8_t *how)
 {
 	char path[32];
 	struct stat st;
@@ -37,9 +41,11 @@ static int stream_dup(int fd, int flags)
 	    (S_ISCHR(st.st_mode) && ioctl(fd, TIOCGPTN, &pty) < 0)) {
 		snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
 		new = open(path, flags | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+		*how = STREAM_FREE;
 		if (new >= 0)
 			return new;
 	}
+	*how = S_ISSOCK(st.st_mode) ? STREAM_SOCKET : STREAM_ASK;
 	new = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	return new < 0 ? -errno : new;
 }
@@ -76,13 +82,12 @@ static size_t stream_push(struct stream *s, const uint8_t *p, size_t n)
 	ssize_t r;
 
 	while (done < n) {
-		r = send(s->out.fd, p + done, n - done, MSG_DONTWAIT | MSG_NOSIGNAL);
-		if (r < 0 && errno == ENOTSOCK) {
-			if (poll(&pfd, 1, 0) <= 0)
-				break;
-			r = write(s->out.fd, p + done,
-				  n - done < s->step ? n - done : s->step);
-		}
+		if (s->out_how == STREAM_ASK && poll(&pfd, 1, 0) <= 0)
+			break;
+		if (s->out_how == STREAM_SOCKET)
+			r = send(s->out.fd, p + done, n - done, MSG_DONTWAIT | MSG_NOSIGNAL);
+		else
+			r = write(s->out.fd, p + done, n - done < s->step ? n - done : s->step);
 		if (r < 0 && errno == EINTR)
 			continue;
 		if (r < 0 && errno == EAGAIN)
@@ -132,13 +137,13 @@ int stream_open(struct stream *s, struct loop *loop, int in_fd, int out_fd,
 	s->on_room = on_room;
 	s->arg = arg;
 	if (in_fd >= 0) {
-		r = stream_dup(in_fd, O_RDONLY);
+		r = stream_dup(in_fd, O_RDONLY, &s->in_how);
 		if (r < 0)
 			return fail_sys(err, -r, "console input, descriptor %d", in_fd);
 		s->in.fd = r;
 	}
 	if (out_fd >= 0) {
-		r = stream_dup(out_fd, O_WRONLY);
+		r = stream_dup(out_fd, O_WRONLY, &s->out_how);
 		if (r < 0) {
 			stream_close(s);
 			return fail_sys(err, -r, "console output, descriptor %d", out_fd);
@@ -213,12 +218,12 @@ size_t stream_read(struct stream *s, void *data, size_t n)
 	/* To read 0 bytes looks like the end of a file. */
 	if (s->in.fd < 0 || s->eof || !n)
 		return 0;
-	r = recv(s->in.fd, data, n, MSG_DONTWAIT);
-	if (r < 0 && errno == ENOTSOCK) {
-		if (poll(&pfd, 1, 0) <= 0)
-			return 0;
+	if (s->in_how == STREAM_ASK && poll(&pfd, 1, 0) <= 0)
+		return 0;
+	if (s->in_how == STREAM_SOCKET)
+		r = recv(s->in.fd, data, n, MSG_DONTWAIT);
+	else
 		r = read(s->in.fd, data, n);
-	}
 	if (r > 0)
 		return (size_t)r;
 	if (r < 0 && (errno == EAGAIN || errno == EINTR))

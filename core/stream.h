@@ -26,6 +26,7 @@ struct stream {
 	uint8_t		*buf;		/* output not yet written, a ring */
 	size_t		head, len;
 	size_t		step;		/* bytes a ready descriptor takes */
+	uint8_t		in_how, out_how;	/* how not to block: stream.c */
 	int		always;		/* input is a file: always ready */
 	int		wanted, eof, starved, inside;
 };

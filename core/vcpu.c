@@ -29,17 +29,18 @@
 
 _Static_assert(EVENTS_SLACK > VCPUS_MAX, "every vCPU may ring once too often");
 
-static int vcpu_signal(void)
-{
-	return SIGRTMIN;
-}
+/* One that nobody else uses.  A real-time signal would be queued, and the queue
+   can be full (RLIMIT_SIGPENDING): then a kick would be lost. */
+#define VCPU_SIGNAL	SIGSTKFLT
 
+/* With m->lock held. */
 static void vcpu_kick(struct vcpu *v)
 {
 	if (!v->threaded)
 		return;			/* and perhaps only half made */
+	v->kicked = 1;
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
-	pthread_kill(v->thread, vcpu_signal());
+	pthread_kill(v->thread, VCPU_SIGNAL);
 }
 
 static void vcpus_kick(struct machine *m)
@@ -132,13 +133,30 @@ static void vcpu_park(struct vcpu *v)
 	}
 }
 
+/* On its thread.  Nobody knows the machine yet, so that a signal is none of ours. */
+static int vcpu_run_errand(struct vcpu *v)
+{
+	int r, tries = 0;
+
+	__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
+	do
+		r = kvm_run(v->fd);
+	while ((r == -EINTR || r == -EAGAIN) && tries++ < 1000);
+	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	if (r < 0)
+		return r;
+	r = v->run->exit_reason == KVM_EXIT_SBI ? 0 : -EIO;
+	kvm_run(v->fd);			/* EINTR, and the exit is complete */
+	return r;
+}
+
 /* Wait until this vCPU may run.  0: never again. */
 static int vcpu_await_turn(struct vcpu *v)
 {
 	const struct timespec now = { 0, 0 };
 	struct machine *m = v->m;
 	sigset_t set;
-	int run;
+	int run, r;
 
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
 	if (v->unfinished) {
@@ -155,6 +173,14 @@ static int vcpu_await_turn(struct vcpu *v)
 		if (m->want == WANT_STOP ||
 		    (m->want == WANT_RUN && !events_crowded(&m->events)))
 			break;
+		if (v->errand > 0) {
+			pthread_mutex_unlock(&m->lock);
+			r = vcpu_run_errand(v);
+			pthread_mutex_lock(&m->lock);
+			v->errand = r;
+			pthread_cond_broadcast(&m->cond);
+			continue;
+		}
 		if (m->want == WANT_PAUSE)
 			vcpu_park(v);
 		pthread_cond_wait(&m->cond, &m->lock);
@@ -165,9 +191,10 @@ static int vcpu_await_turn(struct vcpu *v)
 		   something else says so under it, and kicks then. */
 		__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 		sigemptyset(&set);
-		sigaddset(&set, vcpu_signal());
-		while (sigtimedwait(&set, NULL, &now) > 0)
+		sigaddset(&set, VCPU_SIGNAL);
+		while (v->kicked && sigtimedwait(&set, NULL, &now) > 0)
 			;
+		v->kicked = 0;
 		if (!m->first_run_ns)
 			m->first_run_ns = clock_ns();
 	} else {
@@ -303,7 +330,7 @@ int vcpus_create(struct machine *m, uint32_t n, struct vmm_error *err)
 	if (!m->vcpu)
 		return fail(err, VMM_ENOMEM, "%u vCPUs", n);
 	sigfillset(&mask);
-	sigdelset(&mask, vcpu_signal());
+	sigdelset(&mask, VCPU_SIGNAL);
 	for (i = 0; i < n; i++) {
 		struct vcpu *v = &m->vcpu[i];
 
@@ -324,12 +351,12 @@ int vcpus_create(struct machine *m, uint32_t n, struct vmm_error *err)
 	return 0;
 }
 
-void vcpus_free(struct machine *m)
+void vcpus_free(struct vcpu *vcpu, uint32_t n)
 {
 	uint32_t i;
 
-	for (i = 0; i < m->nvcpus; i++) {
-		struct vcpu *v = &m->vcpu[i];
+	for (i = 0; i < n; i++) {
+		struct vcpu *v = &vcpu[i];
 
 		if (v->run)
 			kvm_run_unmap(v->run, v->run_size);
@@ -337,9 +364,7 @@ void vcpus_free(struct machine *m)
 			close(v->stats_fd);
 		close(v->fd);
 	}
-	free(m->vcpu);
-	m->vcpu = NULL;
-	m->nvcpus = 0;
+	free(vcpu);
 }
 
 static void vcpus_join(struct machine *m)
@@ -354,16 +379,18 @@ static void vcpus_join(struct machine *m)
 	}
 }
 
-int vcpus_start(struct machine *m, struct vmm_error *err)
+/* Have all threads there: they wait until they are wanted, or (run) go. */
+static int vcpus_threads(struct machine *m, int run, struct vmm_error *err)
 {
 	uint32_t i;
 	int r = 0;
 
 	pthread_mutex_lock(&m->lock);
+	machine_set_want(m, WANT_PAUSE);	/* that of a reset is to stop */
 	for (i = 0; i < m->nvcpus; i++) {
 		struct vcpu *v = &m->vcpu[i];
 
-		v->parked = 0;
+		v->parked = !run;
 		if (v->threaded)
 			continue;
 		v->run->immediate_exit = 1;	/* its first look is at want */
@@ -372,16 +399,27 @@ int vcpus_start(struct machine *m, struct vmm_error *err)
 			break;
 		v->threaded = 1;
 	}
-	m->running = i;
-	if (!r)
+	m->running = run ? i : 0;
+	if (!r && run)
 		machine_set_state(m, VMM_RUNNING);
-	machine_set_want(m, r ? WANT_STOP : WANT_RUN);
+	if (r || run)
+		machine_set_want(m, r ? WANT_STOP : WANT_RUN);
 	pthread_mutex_unlock(&m->lock);
 	if (!r)
 		return 0;
 	vcpus_join(m);
 	machine_set_want(m, WANT_PAUSE);
 	return fail_sys(err, r, "thread of vCPU %u", i);
+}
+
+int vcpus_ready(struct machine *m, struct vmm_error *err)
+{
+	return vcpus_threads(m, 0, err);
+}
+
+int vcpus_start(struct machine *m, struct vmm_error *err)
+{
+	return vcpus_threads(m, 1, err);
 }
 
 int vcpus_pause(struct machine *m, struct vmm_error *err)
@@ -417,6 +455,44 @@ void vcpus_stop(struct machine *m)
 	events_poke(&m->events);
 }
 
+/* What KVM has counted so far was not for this guest. */
+static void vcpu_forget_exits(struct vcpu *v)
+{
+	v->past_exits += vcpu_all_exits(v);
+	memset(v->exits, 0, sizeof(v->exits));
+	if (v->stats_fd >= 0)
+		close(v->stats_fd);
+	v->stats_fd = -1;
+}
+
+int vcpu_errand(struct vcpu *v)
+{
+	struct machine *m = v->m;
+	int r;
+
+	pthread_mutex_lock(&m->lock);
+	v->errand = 1;
+	pthread_cond_broadcast(&m->cond);
+	while (v->errand > 0)
+		pthread_cond_wait(&m->cond, &m->lock);
+	r = v->errand;
+	pthread_mutex_unlock(&m->lock);
+	vcpu_forget_exits(v);
+	return r;
+}
+
+int vcpus_renew(struct machine *m)
+{
+	struct vcpu *v;
+	int r = 0;
+
+	for (v = m->vcpu; v < m->vcpu + m->nvcpus && r == 0; v++) {
+		vcpu_forget_exits(v);
+		r = kvm_mp_set(v->fd, KVM_MP_INIT);
+	}
+	return r;
+}
+
 void machine_renew(struct machine *m, int ok)
 {
 	pthread_mutex_lock(&m->lock);
@@ -427,28 +503,25 @@ void machine_renew(struct machine *m, int ok)
 
 /* ---- Figures ----------------------------------------------------------- */
 
-/* One counter of a binary statistics descriptor (api.rst, KVM_GET_STATS_FD). */
-static uint64_t stats_read(int fd, const char *name)
+/* Where a counter is in a binary statistics descriptor (api.rst, KVM_GET_STATS_FD);
+   0: it has none of that name. */
+static uint64_t stats_find(int fd, const char *name)
 {
 	struct kvm_stats_header h;
-	uint8_t desc[sizeof(struct kvm_stats_desc) + 256];
 	struct kvm_stats_desc d;
-	uint64_t val = 0;
-	uint32_t i;
+	char all[8192], *p;
+	ssize_t left;
 	size_t n;
 
 	if (pread(fd, &h, sizeof(h), 0) != sizeof(h) || h.name_size > 256)
 		return 0;
 	n = sizeof(d) + h.name_size;
-	for (i = 0; i < h.num_desc; i++) {
-		if (pread(fd, desc, n, (off_t)(h.desc_offset + i * n)) != (ssize_t)n)
-			return 0;
-		memcpy(&d, desc, sizeof(d));
-		if (strncmp((char *)desc + sizeof(d), name, h.name_size) != 0)
-			continue;
-		if (pread(fd, &val, sizeof(val), (off_t)(h.data_offset + d.offset)) < 0)
-			return 0;
-		return val;
+	left = pread(fd, all, n * h.num_desc < sizeof(all) ? n * h.num_desc : sizeof(all),
+		     h.desc_offset);
+	for (p = all; left >= (ssize_t)n; p += n, left -= (ssize_t)n) {
+		memcpy(&d, p, sizeof(d));
+		if (strncmp(p + sizeof(d), name, h.name_size) == 0)
+			return (uint64_t)h.data_offset + d.offset;
 	}
 	return 0;
 }
@@ -456,6 +529,7 @@ static uint64_t stats_read(int fd, const char *name)
 uint64_t vcpu_all_exits(struct vcpu *v)
 {
 	struct machine *m = v->m;
+	uint64_t val;
 
 	/* The ioctl waits while the vCPU is in the guest: let its own thread
 	   make it, once, between two stays. */
@@ -471,7 +545,11 @@ uint64_t vcpu_all_exits(struct vcpu *v)
 		if (v->stats_fd == -1)
 			v->stats_fd = kvm_stats(v->fd);
 		v->want_stats = 0;
+		if (v->stats_fd >= 0)
+			v->stats_off = stats_find(v->stats_fd, "exits");
 	}
 	pthread_mutex_unlock(&m->lock);
-	return v->stats_fd < 0 ? 0 : stats_read(v->stats_fd, "exits");
+	if (!v->stats_off || pread(v->stats_fd, &val, sizeof(val), (off_t)v->stats_off) < 0)
+		return 0;
+	return val - v->past_exits;
 }

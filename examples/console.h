@@ -5,6 +5,7 @@
 #ifndef CONSOLE_H
 #define CONSOLE_H
 
+#include <ctype.h>
 #include <err.h>
 #include <stdio.h>
 #include <string.h>
@@ -21,13 +22,19 @@ static inline double now_ms(void)
 }
 
 /* Copy the console to standard output until it shows text (NULL: until it ends).
-   0 if it ended before. */
+   0 if it ended before.  Escape sequences, such as the shell's question where the
+   cursor is, are not for our terminal. */
 static inline int wait_for(int console, const char *text)
 {
 	char seen[512] = "", c;
 	size_t n = 0;
 
 	while (read(console, &c, 1) == 1) {
+		if (c == '\033') {
+			while (read(console, &c, 1) == 1 && !isalpha((unsigned char)c))
+				;
+			continue;
+		}
 		putchar(c);
 		fflush(stdout);
 		if (n == sizeof(seen) - 1) {

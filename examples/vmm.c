@@ -3,13 +3,12 @@
  * vmm.c - the vmm command: run RISC-V virtual machines from a shell.
  *
  * It uses vmm.h and nothing else of the library, and is the largest of the
- * examples.  vmm(1) describes it.
+ * examples.  vmm(1) describes it; tool.h says what is in its other files.
  *
- * One thread: a poll loop over the terminal, the machine's events and signals.
- * What is typed goes through a pipe, so that Ctrl-A can be taken out of it.
+ * One thread here: a poll loop over the terminal, the machine's events and
+ * signals.  What is typed goes through a pipe, so that Ctrl-A can be taken out.
  */
 #include <argp.h>
-#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -19,17 +18,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/signalfd.h>
 #include <termios.h>
 #include <unistd.h>
-#include <vmm.h>
 
-/* Exit codes of our own; 0 to 255 of the guest's pass through. */
-enum { EXIT_TROUBLE = 125, EXIT_CRASH = 126, EXIT_KEYS = 130 };
+#include "tool.h"
 
 #define CTRL_A	1
 
-static int trouble(const struct vmm_error *err)
+int trouble(const struct vmm_error *err)
 {
 	fprintf(stderr, "vmm: %s\n", err->message);
 	return EXIT_TROUBLE;
@@ -76,14 +74,7 @@ static void tty_set_raw(void)
 /* ---- vmm run ------------------------------------------------------------- */
 
 enum { OPT_DUMP = 256, OPT_NO_REBOOT, OPT_TIMING, OPT_JSON, OPT_ISA, OPT_IRQCHIP, OPT_NAME,
-       OPT_DISK, OPT_RNG, OPT_BALLOON, OPT_CONSOLE, OPT_SNAPSHOT, OPT_RESUME };
-
-#define DISKS_MAX	16
-
-struct disk {
-	const char	*name, *path;
-	uint32_t	flags;
-};
+       OPT_SNAPSHOT, OPT_RESUME, OPT_CONTROL, OPT_COUNT };
 
 struct run {
 	struct vmm_config cfg;
@@ -91,9 +82,10 @@ struct run {
 	const char	*file;		/* of the snapshot to restore; NULL: boot */
 	const char	*dump;		/* write the device tree here, do not run */
 	const char	*snapshot;	/* write one here when the guest rings */
-	struct disk	disk[DISKS_MAX];
-	uint32_t	ndisks;
-	int		no_reboot, timing, json, verbose, rng, balloon, console;
+	const char	*control;	/* path of the control socket, or NULL */
+	uint32_t	count;		/* of clones; 0: one, on this terminal */
+	struct devices	devices;
+	int		no_reboot, timing, json, verbose;
 };
 
 static const struct argp_option run_options[] = {
@@ -104,13 +96,20 @@ static const struct argp_option run_options[] = {
 	{ "cpus", 'c', "N", 0, "virtual CPUs (1)", 2 },
 	{ "isa", OPT_ISA, "ISA", 0, "what the guest has, as rv64gc_zba, or lacks, as -v,-zbb", 2 },
 	{ "irqchip", OPT_IRQCHIP, "MODE", 0, "emul, hwaccel or auto (what is best here)", 2 },
-	{ "disk", OPT_DISK, "PATH[,ro][,overlay][,direct][,nosync]", 0,
+	{ "disk", OPT_DISK, "PATH[,ro][,overlay][,direct][,...]", 0,
 	  "a raw image or block device; may be repeated", 2 },
+	{ "net", OPT_NET, "user|tap=NAME|fd=N[,mac=MAC][,...]", 0,
+	  "a network card, with passt, a tap or a socket behind it; may be repeated", 2 },
+	{ "vsock", OPT_VSOCK, "CID[,uds=PATH]", 0,
+	  "sockets between host and guest; at PATH for other programs", 2 },
+	{ "share", OPT_SHARE, "DIR[,tag=TAG][,ro]", 0,
+	  "a directory, which the guest mounts as TAG (share); may be repeated", 2 },
 	{ "rng", OPT_RNG, NULL, 0, "a source of entropy", 2 },
 	{ "balloon", OPT_BALLOON, NULL, 0, "give unused memory back to the host", 2 },
 	{ "console", OPT_CONSOLE, NULL, 0, "this terminal is hvc0 instead of ttyS0", 2 },
 	{ "snapshot-on-ready", OPT_SNAPSHOT, "FILE", 0,
 	  "when the guest rings its doorbell, save it to FILE", 3 },
+	{ "control", OPT_CONTROL, "PATH", 0, "a socket for vmm snap, fork and control", 3 },
 	{ "name", OPT_NAME, "NAME", 0, "of the machine, in logs and threads", 3 },
 	{ "no-reboot", OPT_NO_REBOOT, NULL, 0, "exit when the guest restarts", 3 },
 	{ "dump-dtb", OPT_DUMP, "FILE", 0, "write the device tree to FILE and exit", 3 },
@@ -119,38 +118,6 @@ static const struct argp_option run_options[] = {
 	{ "verbose", 'v', NULL, 0, "show the library's log; twice: all of it", 4 },
 	{ NULL, 0, NULL, 0, NULL, 0 }
 };
-
-static uint64_t parse_size(const char *arg, struct argp_state *state)
-{
-	static const char units[] = "KMGT";
-	const char *unit;
-	unsigned int shift = 0;
-	uint64_t n;
-	char *end;
-
-	errno = 0;
-	n = strtoull(arg, &end, 0);
-	unit = *end ? strchr(units, toupper((unsigned char)*end)) : NULL;
-	if (unit) {
-		shift = 10 * (unsigned int)(unit - units + 1);
-		end++;
-	}
-	if (errno || end == arg || *end || *arg == '-' || n > UINT64_MAX >> shift)
-		argp_error(state, "not a size: %s", arg);
-	return n << shift;
-}
-
-static uint32_t parse_count(const char *arg, struct argp_state *state)
-{
-	char *end;
-	unsigned long n;
-
-	errno = 0;
-	n = strtoul(arg, &end, 10);
-	if (errno || end == arg || *end || *arg == '-' || !n || n > 1u << 30)
-		argp_error(state, "not a count: %s", arg);
-	return (uint32_t)n;
-}
 
 static uint32_t parse_irqchip(const char *arg, struct argp_state *state)
 {
@@ -162,41 +129,6 @@ static uint32_t parse_irqchip(const char *arg, struct argp_state *state)
 			return i;
 	argp_error(state, "not an interrupt controller: %s", arg);
 	return 0;
-}
-
-/* "PATH,ro,overlay", or of a restored machine "NAME=PATH,..." */
-static void parse_disk(struct run *run, char *arg, struct argp_state *state)
-{
-	static char names[DISKS_MAX][8];
-	static const struct {
-		const char	*word;
-		uint32_t	flag;
-	} words[] = { { "ro", VMM_READONLY }, { "overlay", VMM_OVERLAY }, { "direct", VMM_DIRECT },
-		      { "nosync", VMM_NOSYNC } };
-	struct disk *d = &run->disk[run->ndisks];
-	char *word, *save, *equals;
-	size_t i;
-
-	if (run->ndisks == DISKS_MAX)
-		argp_error(state, "more than %d disks", DISKS_MAX);
-	snprintf(names[run->ndisks], sizeof(names[0]), "disk%u", run->ndisks);
-	d->name = names[run->ndisks++];
-	d->path = strtok_r(arg, ",", &save);
-	if (!d->path)
-		argp_error(state, "a disk without a path");
-	equals = run->file ? strchr(d->path, '=') : NULL;
-	if (equals) {
-		*equals = 0;
-		d->name = d->path;
-		d->path = equals + 1;
-	}
-	while ((word = strtok_r(NULL, ",", &save))) {
-		for (i = 0; i < 4 && strcmp(word, words[i].word) != 0; i++)
-			;
-		if (i == 4)
-			argp_error(state, "not an option of a disk: %s", word);
-		d->flags |= words[i].flag;
-	}
 }
 
 static error_t run_parse(int key, char *arg, struct argp_state *state)
@@ -230,20 +162,11 @@ static error_t run_parse(int key, char *arg, struct argp_state *state)
 	case OPT_NAME:
 		run->cfg.name = arg;
 		break;
-	case OPT_DISK:
-		parse_disk(run, arg, state);
-		break;
-	case OPT_RNG:
-		run->rng = 1;
-		break;
-	case OPT_BALLOON:
-		run->balloon = 1;
-		break;
-	case OPT_CONSOLE:
-		run->console = 1;
-		break;
 	case OPT_SNAPSHOT:
 		run->snapshot = arg;
+		break;
+	case OPT_CONTROL:
+		run->control = arg;
 		break;
 	case OPT_NO_REBOOT:
 		run->no_reboot = 1;
@@ -263,9 +186,11 @@ static error_t run_parse(int key, char *arg, struct argp_state *state)
 	case ARGP_KEY_END:
 		if (!run->cfg.kernel)
 			argp_error(state, "--kernel is missing");
+		if (run->devices.nshares && run->snapshot)
+			argp_error(state, "a machine with --share cannot be saved");
 		break;
 	default:
-		return ARGP_ERR_UNKNOWN;
+		return devices_option(&run->devices, key, arg, run->file != NULL, state);
 	}
 	return 0;
 }
@@ -309,42 +234,78 @@ static const char *const exit_names[VMM_EXITS] = {
 	"mmio", "sbi", "csr", "signal", "other", "kernel"
 };
 
-static void show_timing(struct vmm *vm, int json)
+struct json_object *json_us(double us)
 {
-	struct vmm_stats st = VMM_STATS_INIT;
-	struct vmm_error err;
+	static char format[] = "%.1f";
+	struct json_object *o = json_object_new_double(us);
+
+	json_object_set_serializer(o, json_object_double_to_json_string, format, NULL);
+	return o;
+}
+
+struct json_object *stat_json(struct vmm *vm, struct vmm_error *err)
+{
 	struct json_object *top, *stages, *exits;
+	struct vmm_stats st = VMM_STATS_INIT;
 	int i;
 
-	if (vmm_stat(vm, &st, &err)) {
-		trouble(&err);
-		return;
-	}
-	if (!json) {
-		fprintf(stderr, "%-10s %10s\n", "stage", "us");
-		for (i = 0; i < VMM_STAGES; i++)
-			fprintf(stderr, "%-10s %10.1f\n", stage_names[i], (double)st.stage_ns[i] / 1e3);
-		fprintf(stderr, "%-10s %10.1f\n%-10s %10s\n", "total", (double)st.setup_ns / 1e3,
-			"exits", "count");
-		for (i = 0; i < VMM_EXITS; i++)
-			fprintf(stderr, "%-10s %10" PRIu64 "\n", exit_names[i], st.exits[i]);
-		return;
-	}
+	if (vmm_stat(vm, &st, err))
+		return NULL;
 	top = json_object_new_object();
 	stages = json_object_new_object();
 	exits = json_object_new_object();
 	for (i = 0; i < VMM_STAGES; i++)
 		json_object_object_add(stages, stage_names[i],
-				       json_object_new_double((double)st.stage_ns[i] / 1e3));
+				       json_us((double)st.stage_ns[i] / 1e3));
 	for (i = 0; i < VMM_EXITS; i++)
 		json_object_object_add(exits, exit_names[i],
 				       json_object_new_int64((int64_t)st.exits[i]));
 	json_object_object_add(top, "stages_us", stages);
-	json_object_object_add(top, "setup_us", json_object_new_double((double)st.setup_ns / 1e3));
+	json_object_object_add(top, "setup_us", json_us((double)st.setup_ns / 1e3));
 	json_object_object_add(top, "exits", exits);
+	json_object_object_add(top, "vcpus", json_object_new_int64(st.vcpus));
+	json_object_object_add(top, "memory", json_object_new_int64((int64_t)st.memory));
 	json_object_object_add(top, "memory_used", json_object_new_int64((int64_t)st.memory_used));
-	fprintf(stderr, "%s\n", json_object_to_json_string_ext(top, JSON_C_TO_STRING_PRETTY));
-	json_object_put(top);
+	json_object_object_add(top, "memory_own", json_object_new_int64((int64_t)st.memory_own));
+	json_object_object_add(top, "memory_waits", json_object_new_int64((int64_t)st.memory_waits));
+	json_object_object_add(top, "memory_decoded",
+			       json_object_new_int64((int64_t)st.memory_decoded));
+	return top;
+}
+
+static void show_timing(struct vmm *vm, int json)
+{
+	struct vmm_stats st = VMM_STATS_INIT;
+	struct json_object *o;
+	struct vmm_error err;
+	int i;
+
+	if (json) {
+		o = stat_json(vm, &err);
+		if (!o)
+			trouble(&err);
+		else
+			fprintf(stderr, "%s\n",
+				json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY));
+		json_object_put(o);
+		return;
+	}
+	if (vmm_stat(vm, &st, &err)) {
+		trouble(&err);
+		return;
+	}
+	fprintf(stderr, "%-10s %10s\n", "stage", "us");
+	for (i = 0; i < VMM_STAGES; i++)
+		fprintf(stderr, "%-10s %10.1f\n", stage_names[i], (double)st.stage_ns[i] / 1e3);
+	fprintf(stderr, "%-10s %10.1f\n%-10s %10s\n", "total", (double)st.setup_ns / 1e3, "exits",
+		"count");
+	for (i = 0; i < VMM_EXITS; i++)
+		fprintf(stderr, "%-10s %10" PRIu64 "\n", exit_names[i], st.exits[i]);
+	fprintf(stderr, "%-10s %10s\n%-10s %10" PRIu64 "\n%-10s %10" PRIu64 "\n", "RAM", "KiB", "held",
+		st.memory_used >> 10, "its own", st.memory_own >> 10);
+	if (st.memory_decoded)
+		fprintf(stderr, "%-10s %10" PRIu64 "\n%-10s %10" PRIu64 " times\n", "decoded",
+			st.memory_decoded >> 10, "waited", st.memory_waits);
 }
 
 /* What has been typed and not yet given to the guest. */
@@ -401,23 +362,6 @@ static void keys_write(struct keys *k)
 	}
 }
 
-/* Save a running machine, and let it go on. */
-static int save_snapshot(struct vmm *vm, const char *path, struct vmm_error *err)
-{
-	struct vmm_snap *snap = NULL;
-	int rc;
-
-	rc = vmm_pause(vm, err);
-	if (rc == 0)
-		rc = vmm_snap_take(&snap, vm, err);
-	if (rc == 0)
-		rc = vmm_start(vm, err);
-	if (rc == 0)
-		rc = vmm_snap_write(snap, path, NULL, err);
-	vmm_snap_free(snap);
-	return rc;
-}
-
 /* What an event means for us: an exit code, or -1 to go on. */
 static int take_event(struct vmm *vm, const struct run *run, struct vmm_error *err)
 {
@@ -435,7 +379,7 @@ static int take_event(struct vmm *vm, const struct run *run, struct vmm_error *e
 			return trouble(err);
 		return -1;
 	case VMM_EV_DOORBELL:
-		if (run->snapshot && save_snapshot(vm, run->snapshot, err))
+		if (run->snapshot && save_machine(vm, run->snapshot, NULL, -1, err))
 			return trouble(err);
 		return -1;
 	case VMM_EV_CRASH:
@@ -449,7 +393,17 @@ static int take_event(struct vmm *vm, const struct run *run, struct vmm_error *e
 	}
 }
 
-static int run_loop(struct vmm *vm, const struct run *run, int to_guest, int sigfd)
+/* The guest's terminal is as large as ours. */
+static void fit_console(struct vmm *vm, const struct run *run)
+{
+	struct winsize w;
+
+	if (run->devices.console && ioctl(1, TIOCGWINSZ, &w) == 0)
+		vmm_resize_console(vm, "console", w.ws_col, w.ws_row, NULL);
+}
+
+static int run_loop(struct vmm *vm, const struct run *run, int to_guest, int sigfd, int control,
+		    struct family *family)
 {
 	struct keys keys = { .to_guest = to_guest };
 	struct signalfd_siginfo si;
@@ -462,45 +416,91 @@ static int run_loop(struct vmm *vm, const struct run *run, int to_guest, int sig
 			{ .fd = sigfd, .events = POLLIN },
 			{ .fd = keys.eof || keys.len == sizeof(keys.buf) ? -1 : 0, .events = POLLIN },
 			{ .fd = keys.len ? to_guest : -1, .events = POLLOUT },
+			{ .fd = control, .events = POLLIN },
+			{ .fd = family->fd, .events = POLLIN },
 		};
 
-		if (poll(p, 4, -1) < 0 && errno != EINTR)
+		if (poll(p, 6, -1) < 0 && errno != EINTR)
 			return EXIT_TROUBLE;
-		if (p[1].revents && read(sigfd, &si, sizeof(si)) == sizeof(si))
-			return 128 + (int)si.ssi_signo;
+		if (p[1].revents && read(sigfd, &si, sizeof(si)) == sizeof(si)) {
+			if (si.ssi_signo != SIGWINCH)
+				return 128 + (int)si.ssi_signo;
+			fit_console(vm, run);
+		}
 		if (p[2].revents && keys_read(&keys))
 			return EXIT_KEYS;
 		if (keys.len)
 			keys_write(&keys);
 		if (p[0].revents)
 			code = take_event(vm, run, &err);
+		if (code < 0 && p[4].revents)
+			code = control_serve(control, vm, family);
+		if (p[5].revents)
+			family_serve(family);
 	}
 	return code;
 }
 
 static int run_machine(struct vmm *vm, const struct run *run, int in, int out, int sigfd)
 {
+	struct family family = { .how = VMM_RESTORE_INIT, .devices = &run->devices, .fd = -1 };
+	struct front *front = NULL;
 	struct vmm_error err;
-	uint32_t i;
-	int code;
+	int code = devices_add(vm, &run->devices, in, &err), control = -1;
 
-	if (run->console ? vmm_add_console(vm, "console", in, 1, &err)
-			 : vmm_add_serial(vm, in, 1, &err))
-		return trouble(&err);
-	for (i = 0; i < run->ndisks; i++)
-		if (vmm_add_blk(vm, run->disk[i].name, run->disk[i].path, run->disk[i].flags, &err))
-			return trouble(&err);
-	if ((run->rng && vmm_add_rng(vm, "rng", &err)) ||
-	    (run->balloon && vmm_add_balloon(vm, "balloon", &err)))
-		return trouble(&err);
+	if (code)
+		return code;
 	if (run->dump)
 		return dump_fdt(vm, run->dump, &err);
+	if (run->devices.uds && !(front = front_open(vm, run->devices.uds)))
+		return EXIT_TROUBLE;
+	family.how.log = show_log;
+	family.how.log_arg = (void *)(uintptr_t)run;
+	family.how.irqchip = run->cfg.irqchip;
+	if (run->control) {
+		control = control_open(run->control);
+		if (control < 0 || family_open(&family)) {
+			control_close(control, run->control);
+			front_close(front);
+			return EXIT_TROUBLE;
+		}
+	}
 	tty_set_raw();
+	fit_console(vm, run);
 	if (vmm_start(vm, &err))
-		return trouble(&err);
-	code = run_loop(vm, run, out, sigfd);
+		code = trouble(&err);
+	else
+		code = run_loop(vm, run, out, sigfd, control, &family);
+	control_close(control, run->control);
+	family_close(&family);
 	if (run->timing)
 		show_timing(vm, run->json);
+	vmm_stop(vm, &err);		/* who waits for the guest does so no longer */
+	front_close(front);
+	return code;
+}
+
+/* --count: no terminal, what they print mixes. */
+static int restore_clones(struct vmm_snap *snap, const struct run *run, int sigfd)
+{
+	struct vmm **vm = calloc(run->count, sizeof(*vm));
+	struct vmm_error err = { .message = "out of memory" };
+	int code = 0;
+	uint32_t i;
+
+	if (!vm || devices_shared(&run->devices, snap, "clones", err.message, sizeof(err.message)))
+		code = trouble(&err);
+	for (i = 0; i < run->count && code == 0; i++) {
+		if (vmm_restore(&vm[i], snap, &run->restore, &err))
+			code = trouble(&err);
+		else
+			code = devices_add(vm[i], &run->devices, -1, &err);
+	}
+	if (code == 0)
+		code = run_clones(vm, run->count, sigfd);
+	for (i = 0; vm && i < run->count; i++)
+		vmm_free(vm[i]);
+	free(vm);
 	return code;
 }
 
@@ -517,6 +517,7 @@ static int run_any(struct run *run)
 	sigaddset(&set, SIGINT);
 	sigaddset(&set, SIGTERM);
 	sigaddset(&set, SIGHUP);
+	sigaddset(&set, SIGWINCH);
 	sigprocmask(SIG_BLOCK, &set, NULL);
 	signal(SIGPIPE, SIG_IGN);
 	sigfd = signalfd(-1, &set, SFD_CLOEXEC);
@@ -525,9 +526,12 @@ static int run_any(struct run *run)
 		fprintf(stderr, "vmm: %s\n", strerror(errno));
 		return EXIT_TROUBLE;
 	}
-	if (run->file ? vmm_snap_open(&snap, run->file, &err) ||
-			vmm_restore(&vm, snap, &run->restore, &err)
-		      : vmm_create(&vm, &run->cfg, &err))
+	if (run->file && vmm_snap_open(&snap, run->file, &err))
+		code = trouble(&err);
+	else if (run->count)
+		code = restore_clones(snap, run, sigfd);
+	else if (run->file ? vmm_restore(&vm, snap, &run->restore, &err)
+			   : vmm_create(&vm, &run->cfg, &err))
 		code = trouble(&err);
 	else
 		code = run_machine(vm, run, pipefd[0], pipefd[1], sigfd);
@@ -552,16 +556,21 @@ static int cmd_run(int argc, char **argv)
 	run.cfg.log_arg = &run;
 	argp_parse(&argp, argc, argv, 0, NULL, &run);
 	if (!run.cfg.cmdline)
-		run.cfg.cmdline = run.console ? "console=hvc0" : "console=ttyS0";
+		run.cfg.cmdline = run.devices.console ? "console=hvc0" : "console=ttyS0";
 	return run_any(&run);
 }
 
-/* ---- vmm restore, vmm verify ------------------------------------------------ */
+/* ---- vmm restore ------------------------------------------------ */
 
 static const struct argp_option restore_options[] = {
 	{ "disk", OPT_DISK, "NAME=PATH[,ro][,overlay]...", 0,
 	  "another file behind the disk of that name; may be repeated", 1 },
+	{ "net", OPT_NET, "user|tap=NAME|fd=N[,...]", 0,
+	  "a network behind net0, and then net1...", 1 },
+	{ "vsock", OPT_VSOCK, "CID[,uds=PATH]", 0, "another CID, and a Unix socket", 1 },
 	{ "console", OPT_CONSOLE, NULL, 0, "this terminal is hvc0 instead of ttyS0", 1 },
+	{ "count", OPT_COUNT, "N", 0, "make N clones, without a terminal", 2 },
+	{ "control", OPT_CONTROL, "PATH", 0, "a socket for vmm snap, fork and control", 2 },
 	{ "resume", OPT_RESUME, NULL, 0, "the original is gone: keep its identity", 2 },
 	{ "irqchip", OPT_IRQCHIP, "MODE", 0, "emul, hwaccel or auto (what is best here)", 2 },
 	{ "name", OPT_NAME, "NAME", 0, "of the machine, in logs and threads", 2 },
@@ -582,6 +591,9 @@ static error_t restore_parse(int key, char *arg, struct argp_state *state)
 	case OPT_RESUME:
 		run->restore.flags |= VMM_RESUME;
 		return 0;
+	case OPT_COUNT:
+		run->count = parse_count(arg, state);
+		return 0;
 	case ARGP_KEY_ARG:
 		if (state->arg_num)
 			argp_error(state, "more than one FILE");
@@ -590,6 +602,8 @@ static error_t restore_parse(int key, char *arg, struct argp_state *state)
 	case ARGP_KEY_END:
 		if (!*run->file)
 			argp_error(state, "no FILE");
+		if (run->count && (run->control || run->snapshot || run->restore.flags))
+			argp_error(state, "--count goes with no --control, --snapshot-on-ready, --resume");
 		run->restore.irqchip = run->cfg.irqchip;
 		run->restore.name = run->cfg.name;
 		return 0;
@@ -609,20 +623,6 @@ static int cmd_restore(int argc, char **argv)
 	run.restore.log_arg = &run;
 	argp_parse(&argp, argc, argv, 0, NULL, &run);
 	return run_any(&run);
-}
-
-static int cmd_verify(int argc, char **argv)
-{
-	struct vmm_error err;
-	int i, code = 0;
-
-	for (i = 1; i < argc; i++) {
-		if (vmm_snap_verify(argv[i], &err))
-			code = trouble(&err);
-		else
-			printf("%s: good\n", argv[i]);
-	}
-	return argc > 1 ? code : (fprintf(stderr, "usage: vmm verify FILE...\n"), EXIT_TROUBLE);
 }
 
 /* ---- vmm probe ----------------------------------------------------------- */
@@ -664,6 +664,8 @@ static void probe_json(const struct vmm_host *h)
 	json_object_object_add(o, "irqchips", irqchip_list(h->irqchips));
 	json_object_object_add(o, "irqchips_sound", irqchip_list(h->irqchips_sound));
 	json_object_object_add(o, "note", json_object_new_string(h->note));
+	json_object_object_add(o, "lazy", json_object_new_boolean(h->lazy != 0));
+	json_object_object_add(o, "lazy_note", json_object_new_string(h->lazy_note));
 	printf("%s\n", json_object_to_json_string_ext(o, JSON_C_TO_STRING_PRETTY));
 	json_object_put(o);
 }
@@ -685,6 +687,8 @@ static void probe_text(const struct vmm_host *h)
 			printf(", or %s%s", irqchip_names[i],
 			       h->irqchips_sound >> i & 1 ? "" : " (not sound)");
 	printf("\n              %s\n", h->note);
+	printf("lazy restore  %s\n              %s\n", h->lazy ? "yes" : "no, RAM is decoded before the start",
+	       h->lazy_note);
 }
 
 static int cmd_probe(int argc, char **argv)
@@ -718,6 +722,12 @@ static const struct {
 } commands[] = {
 	{ "run", cmd_run, "run a virtual machine" },
 	{ "restore", cmd_restore, "go on with a machine that was saved" },
+	{ "snap", cmd_snap, "save a machine that runs" },
+	{ "fork", cmd_fork, "make children of a machine that runs" },
+	{ "control", cmd_control, "pause, resume, stop a machine that runs; its figures" },
+	{ "info", cmd_info, "tell what is saved in a file" },
+	{ "learn", cmd_learn, "note in a file which RAM its machine needs first" },
+	{ "merge", cmd_merge, "make one file of a saved machine and what it stands on" },
 	{ "verify", cmd_verify, "check every byte of a saved machine" },
 	{ "probe", cmd_probe, "tell what this host offers" },
 };

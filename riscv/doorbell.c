@@ -10,7 +10,8 @@
 #include "map.h"
 #include "platform.h"
 
-_Static_assert(VMM_GUEST_DOORBELL == MAP_DOORBELL, "guests know where it is");
+_Static_assert(VMM_GUEST_DOORBELL == MAP_DOORBELL && VMM_GUEST_RTC == MAP_RTC,
+	       "guests know where they are");
 
 struct doorbell {
 	struct device	dev;

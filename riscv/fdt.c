@@ -125,6 +125,14 @@ static int fdt_device(void *fdt, const struct device *d)
 	return e | fdt_end_node(fdt);
 }
 
+size_t fdt_room(const struct machine *m, const struct fdt_config *cfg)
+{
+	size_t room = 8192 + 3072 * (size_t)m->nvcpus;	/* two lists of extensions each */
+
+	room += cfg->cmdline ? strlen(cfg->cmdline) : 0;
+	return room < FDT_ROOM ? room : FDT_ROOM;
+}
+
 int fdt_build(struct machine *m, const struct fdt_config *cfg, void *buf, size_t cap,
 	      size_t *len, struct vmm_error *err)
 {

@@ -17,6 +17,12 @@ struct fdt_config {
 };
 
 /*
+ * Bytes that are enough for the tree of m, FDT_ROOM at the most.  libfdt clears
+ * them all: room for the largest of machines would take longer than the tree.
+ */
+size_t fdt_room(const struct machine *m, const struct fdt_config *cfg);
+
+/*
  * Write the tree of m into buf; *len is its size in bytes.  The timer's
  * frequency, the cache blocks and the paging mode are asked of vCPU 0.
  */

@@ -10,9 +10,11 @@
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/utsname.h>
 #include <unistd.h>
 
+#include "../core/uffd.h"
 #include "aia.h"
 #include "host.h"
 #include "isa.h"
@@ -128,6 +130,22 @@ static int host_look(struct machine *m, struct vmm_host *h, struct vmm_error *er
 	return 0;
 }
 
+/* Whether RAM can be decoded when it is touched. */
+static void host_lazy(struct vmm_host *h)
+{
+	int fd = uffd_open(), r = fd, memfd;
+
+	if (fd >= 0) {
+		memfd = memfd_create("vmm-probe", MFD_CLOEXEC);
+		r = memfd < 0 ? -errno : uffd_can_watch(memfd);
+		if (memfd >= 0)
+			close(memfd);
+		close(fd);
+	}
+	h->lazy = r >= 0;
+	snprintf(h->lazy_note, sizeof(h->lazy_note), "%s", uffd_note(r));
+}
+
 int host_probe(struct vmm_host *out, struct vmm_error *err)
 {
 	const struct log nolog = { NULL, NULL };
@@ -138,6 +156,7 @@ int host_probe(struct vmm_host *out, struct vmm_error *err)
 	if (rc)
 		return rc;
 	rc = host_look(&m, out, err);
+	host_lazy(out);
 	machine_fini(&m);
 	return rc;
 }

@@ -225,11 +225,15 @@ int snap_unpack(const struct snapfile *f, struct snap_decoder *d, const struct s
 		rc = snapread_check(f, e, d->frame, err);
 		if (rc)
 			return rc;
+		/* One frame, of the format that the head is of: libzstd may know
+		   others, older than it. */
+		if (memcmp(d->frame, head, 4) ||
+		    ZSTD_getFrameContentSize(d->frame, snap_entry_len(e)) != n ||
+		    ZSTD_findFrameCompressedSize(d->frame, snap_entry_len(e)) != snap_entry_len(e))
+			return snapread_damaged(f, e, "frame", err);
 		got = ZSTD_decompressDCtx(d->zstd, dst, n, d->frame, snap_entry_len(e));
 		if (ZSTD_isError(got))
 			return snapread_damaged(f, e, ZSTD_getErrorName(got), err);
-		if (got != n)
-			return snapread_damaged(f, e, "length", err);
 	}
 	if (snap_hash(*plain, n) != e->hash)
 		return snapread_damaged(f, e, "hash", err);

@@ -15,6 +15,8 @@
  * A chunk's twin, seen before, is found by its hash and proved by comparing
  * RAM with RAM.  Workers look among what has been written, which saves the
  * compression; the caller looks again, when all that comes before is known.
+ * A guest can make as many pages of one hash as it likes, each another: only so
+ * many are looked at.
  */
 #include <errno.h>
 #include <pthread.h>
@@ -31,6 +33,7 @@
 #define SNAPWRITE_CHUNKS	32u	/* in a group */
 #define SNAPWRITE_ITEMS		(SNAPWRITE_CHUNKS * SNAP_PARTS_MAX)
 #define SNAPWRITE_THREADS	64u
+#define SNAPWRITE_PROBES	32u	/* places in the table that a hash may be at */
 #define SNAPWRITE_BOUND		(SNAP_CHUNK + SNAP_CHUNK / 128)	/* zstd's, and more */
 
 _Static_assert(SNAPWRITE_ITEMS <= SNAP_GROUP_MAX, "a group holds what a slot holds");
@@ -188,13 +191,13 @@ static int snapwrite_twin(struct snapwrite *w, struct snapwrite_work *k,
 			  const struct snap_entry *e, const uint8_t *plain, uint32_t *out,
 			  struct vmm_error *err)
 {
-	uint32_t pos = (uint32_t)e->hash, i;
+	uint32_t pos = (uint32_t)e->hash, end = pos + SNAPWRITE_PROBES, i;
 	struct snap_entry t = { 0 };
 	uint16_t filled;
 	size_t n;
 	int rc;
 
-	for (*out = 0;; pos++) {
+	for (*out = 0; pos != end; pos++) {
 		pthread_mutex_lock(&w->lock);
 		i = w->table[pos & w->mask];
 		if (i)
@@ -221,26 +224,28 @@ static int snapwrite_twin(struct snapwrite *w, struct snapwrite_work *k,
 			return 0;
 		}
 	}
+	return 0;
 }
 
-/* Twins of what is there already stay out, or the table would fill with them. */
+/* Twins of what is there already stay out, or the table would fill with them; so does
+   what finds its places taken. */
 static void snapwrite_table_put(struct snapwrite *w, uint32_t i)
 {
-	const struct snap_entry *e = &w->entries[i], *t;
-	uint32_t pos = (uint32_t)e->hash, slot;
+	const struct snap_entry *e = &w->entries[i];
+	uint32_t pos = (uint32_t)e->hash, end = pos + SNAPWRITE_PROBES, *slot;
 
 	if (snap_entry_layer(e) || snap_entry_kind(e) != SNAP_KIND_FRAME)
 		return;
-	while ((slot = w->table[pos & w->mask])) {
-		t = &w->entries[slot - 1];
-		if (t->off == e->off)
+	for (; pos != end; pos++) {
+		slot = &w->table[pos & w->mask];
+		if (!*slot)
+			*slot = i + 1;
+		if (w->entries[*slot - 1].off == e->off)
 			return;
-		pos++;
 	}
-	w->table[pos & w->mask] = i + 1;
 }
 
-/* Room for n more entries, and a table at most half full.  Lock held. */
+/* Room for n more entries, and a table at most a quarter full.  Lock held. */
 static int snapwrite_room(struct snapwrite *w, uint32_t n)
 {
 	struct snap_entry *entries;
@@ -254,12 +259,12 @@ static int snapwrite_room(struct snapwrite *w, uint32_t n)
 	if (!entries)
 		return -1;
 	w->entries = entries;
-	table = calloc((size_t)cap * 2, sizeof(*table));
+	table = calloc((size_t)cap * 4, sizeof(*table));
 	if (!table)
 		return -1;
 	free(w->table);
 	w->table = table;
-	w->mask = 2 * cap - 1;
+	w->mask = 4 * cap - 1;
 	w->cap = cap;
 	for (i = 0; i < w->nentries; i++)
 		snapwrite_table_put(w, i);

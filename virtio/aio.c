@@ -309,6 +309,8 @@ void aio_fini(struct aio *a)
 		loop_del(a->loop, &a->io);
 	if (a->engine == AIO_URING)
 		io_uring_queue_exit(&a->ring);
+	else if (a->engine == AIO_POOL && a->loop->orphan)
+		close(a->io.fd);	/* its threads are the parent's */
 	else if (a->engine == AIO_POOL)
 		pool_close(a);
 	a->engine = AIO_NONE;

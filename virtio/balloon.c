@@ -11,9 +11,10 @@
  *   has free, keeps its hands off until it is told that we are done, and so
  *   a snapshot need not hold what nobody uses.
  *
- * All end in mem_discard().  The guest relies on pages that come back reading
- * as zero, or as the pattern it poisons free pages with; as we can only do
- * zero, reports and hints do nothing for a guest that poisons with another.
+ * The first ends in mem_release(); the others in mem_discard(): there the guest
+ * relies on pages that come back reading as zero, or as the pattern it poisons
+ * free pages with; as we can only do zero, reports and hints do nothing for a
+ * guest that poisons with another.
  *
  * Also the guest's own statistics of its memory, when asked for: the buffer it
  * offers for them stays in its ring until then.
@@ -31,6 +32,7 @@
 
 #define BALLOON_PAGE	4096u		/* whatever the guest's pages are: 5.5.6 */
 #define BALLOON_PFNS	4096u		/* in one request, at most */
+#define BALLOON_TURN	8192u		/* pages before others have a turn */
 
 enum { BALLOON_INFLATE, BALLOON_DEFLATE, BALLOON_STATS, BALLOON_HINT, BALLOON_REPORT,
        BALLOON_QUEUES };
@@ -71,7 +73,7 @@ static int balloon_inflate(struct balloon *b, const struct chain *c)
 		p = mem_get(mem, (uint64_t)pfn[i] * BALLOON_PAGE, (uint64_t)run * BALLOON_PAGE);
 		if (!p)
 			return -1;
-		if (mem_discard(mem, p, (uint64_t)run * BALLOON_PAGE) == 0)
+		if (mem_release(mem, p, (uint64_t)run * BALLOON_PAGE) == 0)
 			b->info.inflated += (uint64_t)run * BALLOON_PAGE;
 	}
 	return 0;
@@ -159,15 +161,22 @@ static void balloon_notify(struct virtio *v, struct queue *q)
 {
 	struct balloon *b = (struct balloon *)v;
 	int role = balloon_role(v, q->index);
+	uint32_t pages = 0;
 	struct chain c;
 
 	while (queue_pop(q, &c)) {
+		if (pages >= BALLOON_TURN) {
+			queue_unpop(q);
+			queue_again(q);
+			break;
+		}
 		switch (role) {
 		case BALLOON_INFLATE:
 			if (balloon_inflate(b, &c) < 0) {
 				virtio_fail(v, "it gave what are not pages of RAM");
 				return;
 			}
+			pages += c.out_len / 4;
 			break;
 		case BALLOON_STATS:
 			balloon_stats(b, &c);

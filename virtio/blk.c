@@ -4,17 +4,20 @@
  * devices.  What the file holds is never looked at: no format is guessed.
  *
  * A read or write is done in pieces.  A piece ends where the overlay ends or
- * begins (layer.h), or where a transfer came out short.  A small piece is first
+ * begins (layer.h), or where a transfer came out short; a guest can ask for much,
+ * and in many small ones, but not have all else wait for it.  A small piece is first
  * tried at once, on the thread that took the notification, if that does not
  * wait for a disk: what is in the host's page cache is answered without a
  * switch of threads.  Everything else is left to the I/O thread, which gives
- * it to aio.c.  No two requests are ordered, which is all that virtio asks
- * for; a flush covers what has completed.
+ * it to aio.c.  So are all requests of a guest that has many at a time, which are
+ * then taken together, for one notification and one interrupt; whether it has is
+ * tried now and then.  No two requests are ordered, which is all that virtio
+ * asks for; a flush covers what has completed.
  *
  * BLK_DIRECT opens the file twice.  What O_DIRECT refuses (EINVAL: buffer or
  * offset not aligned) is done through the other descriptor.
  *
- * Errors of the host become I/O errors of the guest, and lines in the log.
+ * Errors of the host become I/O errors of the guest, and events.
  *
  * I/O lock held.  Saved: flags, size, path, limits, overlay; the file is not.
  */
@@ -39,7 +42,13 @@
 
 #define BLK_SECTOR	512u
 #define BLK_NEAR	131072u		/* bytes copied without a second thought */
+#define BLK_PIECE	(8u << 20)	/* bytes of a request done at once */
+#define BLK_PIECES	64u		/* as many of a request before others have a turn */
+#define BLK_TRY		256u		/* notifications until many at a time are tried */
+#define BLK_MANY	3u		/* as many are worth a switch of threads; */
+#define BLK_FEW		4u		/* so often fewer are not */
 #define BLK_REQS_MAX	1024u		/* in flight on one disk */
+#define BLK_SLAB	4u		/* requests are made so many at a time, when needed */
 #define BLK_UNMAP_MAX	(8u << 20)	/* sectors of one discard */
 #define BLK_PATH_MAX	4096u
 
@@ -62,6 +71,11 @@ struct blk_req {
 	struct iovec	iov[CHAIN_MAX];
 };
 
+struct blk_slab {
+	struct blk_slab	*next;
+	struct blk_req	req[BLK_SLAB];
+};
+
 struct blk {
 	struct virtio	v;
 	struct virtio_blk_config config;
@@ -74,8 +88,12 @@ struct blk {
 	struct layer	layer;
 	struct aio	aio;
 	struct throttle	throttle;
-	struct blk_req	*reqs, *free;
+	struct blk_slab	*slabs;
+	struct blk_req	*free;
+	uint32_t	more;		/* requests that may still be made */
 	int		stalled;	/* requests were left in a ring */
+	uint32_t	many;		/* left to the I/O thread, so often if it finds few */
+	uint32_t	alone;		/* notifications since that was tried */
 	int		may_wait[2];	/* by AIO_READ, AIO_WRITE: RWF_NOWAIT fails */
 	uint64_t	errors;
 };
@@ -86,6 +104,27 @@ static void blk_release(struct blk_req *r)
 {
 	r->next = r->b->free;
 	r->b->free = r;
+}
+
+/* Is there a free request, now or again? */
+static int blk_have(struct blk *b)
+{
+	struct blk_slab *s;
+	uint32_t i;
+
+	if (b->free || b->more < BLK_SLAB)
+		return b->free != NULL;
+	s = calloc(1, sizeof(*s));
+	if (!s)
+		return 0;
+	s->next = b->slabs;
+	b->slabs = s;
+	b->more -= BLK_SLAB;
+	for (i = 0; i < BLK_SLAB; i++) {
+		s->req[i].b = b;
+		blk_release(&s->req[i]);
+	}
+	return 1;
 }
 
 static void blk_finish(struct blk_req *r, uint8_t status)
@@ -119,9 +158,9 @@ static void blk_failed(struct blk_req *r, int os_errno)
 	/* The 1st, 2nd, 4th, 8th: a guest cannot fill the host's log. */
 	b->errors++;
 	if ((b->errors & (b->errors - 1)) == 0)
-		virtio_log(&b->v, VMM_LOG_ERROR, "%s at byte %llu: %s (error %llu of this disk)",
-			   names[r->aio.op], (unsigned long long)r->off, strerror(os_errno),
-			   (unsigned long long)b->errors);
+		virtio_trouble(&b->v, os_errno, "%s at byte %llu: %s (error %llu of this disk)",
+			       names[r->aio.op], (unsigned long long)r->off, strerror(os_errno),
+			       (unsigned long long)b->errors);
 	blk_finish(r, VIRTIO_BLK_S_IOERR);
 }
 
@@ -131,10 +170,10 @@ static void blk_piece(struct blk_req *r)
 	const struct blk *b = r->b;
 	uint64_t n;
 
-	r->piece = r->left;
+	r->piece = r->left < BLK_PIECE ? r->left : BLK_PIECE;
 	r->here = 0;
 	if (b->layer.fd >= 0) {
-		n = layer_run(&b->layer, r->off / BLK_SECTOR, r->left / BLK_SECTOR, &r->here);
+		n = layer_run(&b->layer, r->off / BLK_SECTOR, r->piece / BLK_SECTOR, &r->here);
 		if (r->aio.op == AIO_WRITE)
 			r->here = 1;
 		else
@@ -231,12 +270,13 @@ static int blk_result(struct blk_req *r, int64_t result)
 
 static int blk_transfer(struct blk_req *r)
 {
+	uint32_t turns = BLK_PIECES;
 	int64_t n;
 
 	while (r->left) {
 		blk_piece(r);
 		blk_cut(r);
-		n = blk_try(r);
+		n = turns-- ? blk_try(r) : -EAGAIN;
 		if (n == -EAGAIN)
 			return blk_submit(r);
 		if (blk_result(r, n) < 0)
@@ -250,7 +290,10 @@ static void blk_transferred(struct aio_req *a, int64_t result)
 {
 	struct blk_req *r = (struct blk_req *)a;
 
-	if (blk_result(r, result) == 0)
+	/* Whoever asked is gone, and somebody waits for us to be. */
+	if (!r->b->v.active)
+		blk_release(r);
+	else if (blk_result(r, result) == 0)
 		blk_transfer(r);
 }
 
@@ -259,6 +302,13 @@ static void blk_done(struct aio_req *a, int64_t result)
 {
 	struct blk_req *r = (struct blk_req *)a;
 
+	if (result == -EOPNOTSUPP && a->op == AIO_FALLOCATE &&
+	    (a->flags & FALLOC_FL_ZERO_RANGE)) {
+		/* Not on tmpfs, say.  A hole reads the same. */
+		a->flags = FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE;
+		aio_submit(&r->b->aio, a);
+		return;
+	}
 	if (result < 0) {
 		blk_failed(r, (int)-result);
 		return;
@@ -422,9 +472,21 @@ static void blk_notify(struct virtio *v, struct queue *q)
 {
 	struct blk *b = (struct blk *)v;
 	struct chain c;
+	uint32_t n;
 
-	while (queue_pop(q, &c)) {
-		if (!b->free || !throttle_ok(&b->throttle)) {
+	if (v->on_vcpu && !b->many && ++b->alone == BLK_TRY) {
+		b->many = 1;
+		b->alone = 0;
+	}
+	if (v->on_vcpu && b->many) {
+		/* On the guest's CPU the I/O thread would run at once, and find
+		   the first of them only: the guest is to go on. */
+		loop_be_patient(v->env.loop);
+		queue_again(q);
+		return;
+	}
+	for (n = 0; queue_pop(q, &c); n++) {
+		if (!blk_have(b) || !throttle_ok(&b->throttle)) {
 			queue_unpop(q);
 			b->stalled = 1;
 			break;
@@ -436,6 +498,10 @@ static void blk_notify(struct virtio *v, struct queue *q)
 		}
 		throttle_charge(&b->throttle, (uint64_t)c.out_len + c.in_len);
 	}
+	if (!v->on_vcpu && n >= BLK_MANY)
+		b->many = BLK_FEW;
+	else if (!v->on_vcpu && b->many)
+		b->many--;
 	aio_flush(&b->aio);
 	queue_signal(q);
 }
@@ -478,20 +544,28 @@ static void blk_activate(struct virtio *v)
 	struct blk *b = (struct blk *)v;
 	uint32_t i, n = 0;
 
+	b->many = 0;
+	b->alone = 0;
 	for (i = 0; i < v->nqueues; i++)
 		n += v->queue[i].ready ? v->queue[i].num : 0;
-	if (n > BLK_REQS_MAX)
-		n = BLK_REQS_MAX;
-	b->reqs = calloc(n, sizeof(*b->reqs));
-	if (!b->reqs && n) {
-		virtio_fail(v, "no host memory for %u requests", n);
-		return;
+	b->more = n < BLK_REQS_MAX ? n + BLK_SLAB - 1 : BLK_REQS_MAX;
+	/* With one of them all others can wait. */
+	if (n && !blk_have(b)) {
+		virtio_trouble(v, ENOMEM, "no memory for requests");
+		virtio_break(v);
 	}
-	for (i = 0; i < n; i++) {
-		b->reqs[i].b = b;
-		b->reqs[i].next = i + 1 < n ? &b->reqs[i + 1] : NULL;
+}
+
+static void blk_forget(struct blk *b)
+{
+	struct blk_slab *s;
+
+	while ((s = b->slabs)) {
+		b->slabs = s->next;
+		free(s);
 	}
-	b->free = b->reqs;
+	b->free = NULL;
+	b->more = 0;
 }
 
 static void blk_reset(struct virtio *v)
@@ -499,8 +573,7 @@ static void blk_reset(struct virtio *v)
 	struct blk *b = (struct blk *)v;
 
 	aio_drain(&b->aio);
-	free(b->reqs);
-	b->reqs = b->free = NULL;
+	blk_forget(b);
 	b->stalled = 0;
 }
 
@@ -586,6 +659,7 @@ static void blk_describe(struct blk *b)
 		b->v.offers |= 1ull << VIRTIO_BLK_F_RO;
 		b->v.offers &= ~unmap;
 	}
+	b->v.offers &= ~(1ull << VIRTIO_BLK_F_MQ);
 	if (b->v.nqueues > 1)
 		b->v.offers |= 1ull << VIRTIO_BLK_F_MQ;
 	c->num_queues = b->v.nqueues;
@@ -596,6 +670,17 @@ static void blk_describe(struct blk *b)
 	c->max_discard_seg = c->max_write_zeroes_seg = 1;
 	c->discard_sector_alignment = 8;
 	c->write_zeroes_may_unmap = 1;
+}
+
+int blk_set_queues(struct virtio *v, uint32_t n, struct vmm_error *err)
+{
+	int r = virtio_set_queues(v, n, err);
+
+	if (r)
+		return r;
+	blk_describe((struct blk *)v);
+	virtio_config_changed(v);
+	return 0;
 }
 
 static int blk_copy(char **out, const char *s, struct vmm_error *err)
@@ -703,6 +788,7 @@ static void blk_free(struct virtio *v)
 	throttle_fini(&b->throttle);
 	layer_close(&b->layer);
 	blk_close(b);
+	blk_forget(b);
 	free(b->path);
 	free(b->layer_dir);
 	virtio_fini(v);
@@ -719,6 +805,7 @@ static const struct virtio_ops blk_ops = {
 	.quiesce	= blk_quiesce,
 	.save		= blk_save,
 	.load		= blk_load,
+	.set_queues	= blk_set_queues,
 	.open		= blk_open,
 	.free		= blk_free,
 };
@@ -757,10 +844,7 @@ int blk_new(struct virtio **out, const struct virtio_env *env, const char *name,
 	aio_init(&b->aio, env->loop, env->log, b->v.name, QUEUE_SIZE_MAX, blk_idle, b);
 	b->aio.threads_only = (cfg->flags & BLK_THREADS) != 0;
 	throttle_init(&b->throttle, env->loop, blk_go_on, b);
-	if (queues > QUEUES_MAX)
-		r = fail(err, VMM_EINVAL, "%s: more than %u queues", name, QUEUES_MAX);
-	else
-		r = virtio_init(&b->v, &blk_ops, env, name, queues, err);
+	r = virtio_init(&b->v, &blk_ops, env, name, queues, err);
 	if (!r)
 		r = blk_copy(&b->layer_dir, cfg->layer_dir, err);
 	if (r || (!cfg->path && cfg->fd < 0))

@@ -40,8 +40,8 @@ struct blk_config {
 #define BLK_CONFIG_INIT { NULL, -1, 0, 0, NULL, NULL, 0, 0 }
 
 /*
- * Neither path nor fd: a device to be loaded.  Its size, flags and overlay come
- * with its state, the number of queues must be given.
+ * Neither path nor fd: a device to be loaded.  Its size, flags, queues and overlay
+ * come with its state.
  */
 int blk_new(struct virtio **out, const struct virtio_env *env, const char *name,
 	    const struct blk_config *cfg, struct vmm_error *err);
@@ -51,6 +51,9 @@ int blk_new(struct virtio **out, const struct virtio_env *env, const char *name,
  * BLK_READONLY and BLK_OVERLAY as before.  What an overlay holds is kept.
  */
 int blk_replace(struct virtio *v, const struct blk_config *cfg, struct vmm_error *err);
+
+/* While the driver has set none up. */
+int blk_set_queues(struct virtio *v, uint32_t n, struct vmm_error *err);
 
 /* I/O lock held: look at the size of the file again, and tell the guest. */
 int blk_resize(struct virtio *v, struct vmm_error *err);
@@ -99,9 +102,18 @@ struct console_port {
 	int		in_fd, out_fd;	/* or -1 */
 };
 
-/* Port 0 is a terminal.  For a device to be loaded, descriptors are -1. */
+/*
+ * Port 0 is a terminal.  A device to be loaded has one port without descriptors;
+ * how many there are, and their names, come with its state.
+ */
 int console_new(struct virtio **out, const struct virtio_env *env, const char *name,
 		const struct console_port *ports, uint32_t nports, struct vmm_error *err);
+
+/* One more, with a name, while the driver does not know the device. */
+int console_add_port(struct virtio *v, const struct console_port *port, struct vmm_error *err);
+
+/* The port of that name, or -1. */
+int console_port(const struct virtio *v, const char *name);
 
 /* Other descriptors behind a port of a machine that is NEW or PAUSED. */
 int console_replace(struct virtio *v, uint32_t port, int in_fd, int out_fd,
@@ -171,23 +183,17 @@ int vsock_listen(struct virtio *v, uint32_t port, int *out, struct vmm_error *er
 
 struct vhost_user_config {
 	uint16_t	id;		/* VIRTIO_ID_BLOCK or VIRTIO_ID_FS */
-	const char	*path;		/* of the back end's Unix socket, or NULL */
-	int		fd;		/* the same, connected, instead of path, if >= 0 */
+	int		fd;		/* a stream socket, connected to the back end */
 	uint32_t	queues;		/* for requests; default 1 */
 	const char	*tag;		/* of a directory: what the guest mounts */
 };
-#define VHOST_USER_CONFIG_INIT { 0, NULL, -1, 0, NULL }
+#define VHOST_USER_CONFIG_INIT { 0, -1, 0, NULL }
 
 /*
  * Asks the back end, and waits for it, for a few seconds at most.  RAM must be
- * MEM_SHARED when the machine runs.  Neither path nor fd: a device to be loaded;
- * the rest must be as it was.
+ * MEM_SHARED when the machine runs.
  */
 int vhost_user_new(struct virtio **out, const struct virtio_env *env, const char *name,
 		   const struct vhost_user_config *cfg, struct vmm_error *err);
-
-/* Another back end for a device of a machine that is NEW or PAUSED. */
-int vhost_user_replace(struct virtio *v, const struct vhost_user_config *cfg,
-		       struct vmm_error *err);
 
 #endif

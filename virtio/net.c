@@ -141,9 +141,9 @@ static void net_link(struct net *n, int up)
 }
 
 /* The other side is gone, or talks nonsense. */
-static void net_gone(struct net *n, const char *why)
+static void net_gone(struct net *n, int os_errno, const char *why)
 {
-	virtio_log(&n->v, VMM_LOG_WARN, "link down: %s", why);
+	virtio_trouble(&n->v, os_errno, "link down: %s", why);
 	net_detach(n);
 	net_link(n, 0);
 }
@@ -270,7 +270,8 @@ static int net_gather(struct net *n, uint32_t size)
 		memcpy(&n->iov[n->niov], &c.iov[c.nout], c.nin * sizeof(c.iov[0]));
 		n->niov += c.nin;
 		n->slot[n->nbufs++] = (struct net_slot){ c.head, c.in_len };
-		n->room += c.in_len;
+		/* Together they may be longer than 32 bits can tell. */
+		n->room = c.in_len < UINT32_MAX - n->room ? n->room + c.in_len : UINT32_MAX;
 	}
 	return 1;
 }
@@ -343,9 +344,9 @@ static ssize_t net_read(struct net *n, struct iovec *iov, size_t niov)
 static int net_nothing_read(struct net *n, ssize_t r)
 {
 	if (r == 0)
-		net_gone(n, "the other side has closed it");
+		net_gone(n, ECONNRESET, "the other side has closed it");
 	else if (errno != EAGAIN && errno != ECONNREFUSED && errno != ENOBUFS && errno != ENOMEM)
-		net_gone(n, strerror(errno));
+		net_gone(n, errno, strerror(errno));
 	return NET_DONE;
 }
 
@@ -423,7 +424,7 @@ static int net_receive_stream(struct net *n)
 			memcpy(&size, n->buf + n->head, sizeof(size));
 			size = ntohl(size);
 			if (size < NET_FRAME_MIN || size > NET_FRAME) {
-				net_gone(n, "the other side sent a frame of impossible length");
+				net_gone(n, EPROTO, "the other side sent a frame of impossible length");
 				return NET_DONE;
 			}
 			if (n->len >= sizeof(size) + size)
@@ -507,7 +508,7 @@ static ssize_t net_write(struct net *n, struct iovec *iov, size_t niov, size_t l
 		return -1;
 	if (errno == EPIPE || errno == ECONNRESET || errno == ENOTCONN || errno == EBADFD ||
 	    n->back.kind == NET_STREAM)
-		net_gone(n, strerror(errno));
+		net_gone(n, errno, strerror(errno));
 	return (ssize_t)len;
 }
 

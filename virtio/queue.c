@@ -299,6 +299,67 @@ void queue_signal(struct queue *q)
 	virtio_interrupt(q->v);
 }
 
+/* ---- What another process has in flight ------------------------------------ */
+
+void queue_flight_start(struct queue *q, struct flight *f)
+{
+	memset(f, 0, sizeof(*f));
+	f->avail = f->used = q->last_avail;
+}
+
+void queue_flight_look(struct queue *q, struct flight *f)
+{
+	/* Used first: what has come back by then was given out before. */
+	uint16_t used = __atomic_load_n(used_idx(q), __ATOMIC_ACQUIRE);
+	uint16_t avail = __atomic_load_n(avail_idx(q), __ATOMIC_ACQUIRE), i;
+	uint32_t head;
+
+	f->lost |= (uint16_t)(used - f->used) > q->num || (uint16_t)(avail - f->avail) > q->num;
+	for (i = f->used; !f->lost && i != used; i++) {
+		head = __atomic_load_n(used_entry(q, i), __ATOMIC_RELAXED);
+		if (head < q->num)
+			f->count[head]--;
+	}
+	for (i = f->avail; !f->lost && i != avail; i++) {
+		head = ring_load(avail_entry(q, i));
+		if (head < q->num)
+			f->count[head]++;
+	}
+	/* Entries are written anew when an index is a whole ring ahead. */
+	__atomic_thread_fence(__ATOMIC_ACQUIRE);
+	f->lost |= (uint16_t)(ring_load(used_idx(q)) - f->used) > q->num ||
+		   (uint16_t)(ring_load(avail_idx(q)) - f->avail) > q->num;
+	f->avail = avail;
+	f->used = used;
+	if (f->lost && avail == used)
+		memset(f->count, 0, sizeof(f->count));
+	f->lost &= avail != used;
+}
+
+int queue_flight_end(struct queue *q, struct flight *f)
+{
+	queue_flight_look(q, f);
+	q->last_avail = f->avail;
+	q->used_idx = q->seen_idx = f->used;
+	return f->lost ? -1 : 0;
+}
+
+int queue_flight_pop(struct queue *q, struct flight *f, struct chain *c)
+{
+	const char *wrong;
+	uint16_t head;
+
+	for (head = 0; head < q->num && f->count[head] <= 0; head++)
+		;
+	if (head == q->num || !q->ready || !q->v->active)
+		return 0;
+	f->count[head] = 0;
+	wrong = chain_walk(q, c, head);
+	if (wrong)
+		virtio_fail(q->v, "queue %u: request %u %s", q->index, head, wrong);
+	return !wrong;
+}
+
 /* ---- Buffers ------------------------------------------------------------- */
 
 /* Copy between buf and iov[0..n), from byte off on; to: into the iov. */

@@ -4,9 +4,9 @@
  *
  * Version 2 registers, VIRTIO_F_VERSION_1 only.  None of them has a side
  * effect when it is read.  So what they read as is kept in a page of memory,
- * and reading is copying; the machine may even map that page into the guest.
- * The guest reads it at any moment then: ConfigGeneration changes before and
- * after the configuration does.
+ * and reading is copying; the machine could even map that page into the guest
+ * (docs/decisions/register-pages.md).  The guest would read it at any moment
+ * then: ConfigGeneration changes before and after the configuration does.
  *
  * A notification comes as a write to QueueNotify, on the vCPU thread, or by
  * KVM through an eventfd of the queue, on the I/O thread: the device chooses
@@ -36,6 +36,7 @@
 #include "virtio.h"
 
 #define TRANSPORT_VERSION	1	/* of the saved state */
+#define TRANSPORT_LINES		64u	/* of log for what a driver does, at first */
 #define TRANSPORT_MAGIC		0x74726976u	/* "virt" */
 #define TRANSPORT_VENDOR	0x004d4d56u	/* "VMM" */
 
@@ -133,6 +134,7 @@ void virtio_config_changed(struct virtio *v)
 	__atomic_thread_fence(__ATOMIC_SEQ_CST);
 	++t->generation;
 	transport_show_config(t);
+	transport_show_features(t);	/* may follow from it */
 	if (v->active)
 		transport_raise(v, VIRTIO_MMIO_INT_CONFIG);
 }
@@ -149,10 +151,12 @@ void virtio_log(const struct virtio *v, int level, const char *fmt, ...)
 }
 
 /* DEVICE_NEEDS_RESET, until the driver does (2.1.2). */
-static void transport_break(struct transport *t)
+void virtio_break(struct virtio *v)
 {
-	struct virtio *v = t->v;
+	struct transport *t = v->transport;
 
+	if (v->broken)
+		return;
 	v->broken = 1;
 	t->status |= VIRTIO_CONFIG_S_NEEDS_RESET;
 	transport_show(t, VIRTIO_MMIO_STATUS, t->status);
@@ -171,30 +175,57 @@ void virtio_fail(struct virtio *v, const char *fmt, ...)
 	va_start(ap, fmt);
 	vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
-	virtio_log(v, VMM_LOG_WARN, "broken by its driver: %s", line);
-	transport_break(v->transport);
+	/* Fewer and fewer: a guest cannot fill the host's log. */
+	v->failures++;
+	if (v->failures <= TRANSPORT_LINES || (v->failures & (v->failures - 1)) == 0)
+		virtio_log(v, VMM_LOG_WARN, "broken by its driver: %s", line);
+	virtio_break(v);
+}
+
+void virtio_trouble(struct virtio *v, int os_errno, const char *fmt, ...)
+{
+	struct events *events = v->env.events;
+	char what[160], line[200];
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(what, sizeof(what), fmt, ap);
+	va_end(ap);
+	virtio_log(v, VMM_LOG_ERROR, "%s", what);
+	snprintf(line, sizeof(line), "%s: %s", v->name, what);
+	/* The room left is for events that nobody may miss. */
+	if (events && !events_crowded(events))
+		events_push(events, VMM_EV_DEVICE, 0, (uint64_t)os_errno, line);
 }
 
 int virtio_init(struct virtio *v, const struct virtio_ops *ops, const struct virtio_env *env,
 		const char *name, uint32_t nqueues, struct vmm_error *err)
 {
-	uint32_t i;
-
 	v->ops = ops;
 	v->env = *env;
 	snprintf(v->name, sizeof(v->name), "%s", name);
 	v->offers = 1ull << VIRTIO_F_VERSION_1 | 1ull << VIRTIO_RING_F_INDIRECT_DESC |
 		    1ull << VIRTIO_RING_F_EVENT_IDX;
-	v->queue = calloc(nqueues, sizeof(*v->queue));
-	if (!v->queue)
-		return fail(err, VMM_ENOMEM, "%s: %u queues", name, nqueues);
-	v->nqueues = (uint16_t)nqueues;
-	for (i = 0; i < nqueues; i++) {
-		v->queue[i].v = v;
-		v->queue[i].index = (uint16_t)i;
-		v->queue[i].kick.fd = -1;
-		queue_clear(&v->queue[i]);
+	return virtio_set_queues(v, nqueues, err);
+}
+
+int virtio_set_queues(struct virtio *v, uint32_t n, struct vmm_error *err)
+{
+	struct queue *queue = n && n <= QUEUES_MAX ? calloc(n, sizeof(*queue)) : NULL;
+	uint32_t i;
+
+	if (!queue)
+		return fail(err, n && n <= QUEUES_MAX ? VMM_ENOMEM : VMM_EINVAL,
+			    "%s: %u queues (1 to %u are possible)", v->name, n, QUEUES_MAX);
+	for (i = 0; i < n; i++) {
+		queue[i].v = v;
+		queue[i].index = (uint16_t)i;
+		queue[i].kick.fd = -1;
+		queue_clear(&queue[i]);
 	}
+	free(v->queue);
+	v->queue = queue;
+	v->nqueues = (uint16_t)n;
 	return 0;
 }
 
@@ -271,8 +302,8 @@ void queue_again(struct queue *q)
 	q->more = 1;
 	if (r < 0) {
 		/* The driver would wait for ever: better that it knows. */
-		virtio_log(q->v, VMM_LOG_ERROR, "eventfd: %s", strerror(-r));
-		transport_break(t);
+		virtio_trouble(q->v, -r, "eventfd: %s", strerror(-r));
+		virtio_break(q->v);
 	} else if (write(t->again.fd, &one, sizeof(one)) < 0) {
 		return;			/* full: it is pending already */
 	}
@@ -304,7 +335,7 @@ static void transport_kick_close(struct transport *t, struct queue *q)
 	loop_del(t->v->env.loop, &q->kick);
 	/* The VM may be gone by now, and its descriptor another's: no matter,
 	   that one does not know our eventfd. */
-	if (t->vm >= 0)
+	if (t->vm >= 0 && !t->v->env.loop->orphan)
 		kvm_ioeventfd(t->vm, t->dev.gpa + VIRTIO_MMIO_QUEUE_NOTIFY, 4, q->index,
 			      q->kick.fd, 0);
 	close(q->kick.fd);
@@ -644,7 +675,9 @@ static int transport_load(struct device *d, struct reader *r, struct vmm_error *
 	t->queue_sel = get_u32(r);
 	t->driver_features = get_u64(r);
 	i = get_u16(r);
-	if (i != v->nqueues)
+	if (i != v->nqueues && v->ops->set_queues && !r->failed)
+		rc = v->ops->set_queues(v, i, err);
+	else if (i != v->nqueues)
 		rc = fail(err, VMM_EVERSION, "%s: it had %u queues, and has %u here", v->name, i,
 			  v->nqueues);
 	for (i = 0; !rc && i < v->nqueues; i++)
@@ -681,7 +714,10 @@ static void transport_free(struct device *d)
 {
 	struct transport *t = (struct transport *)d;
 
-	transport_reset(d);
+	if (t->v->env.loop->orphan)
+		transport_kicks_close(t);
+	else
+		transport_reset(d);
 	if (t->again.fd >= 0) {
 		loop_del(t->v->env.loop, &t->again);
 		close(t->again.fd);
@@ -725,6 +761,8 @@ int transport_new(struct device **out, struct virtio *v, uint64_t gpa, uint32_t 
 	t->ops = transport_ops;
 	t->ops.type = v->ops->type;
 	t->ops.version = (uint16_t)(TRANSPORT_VERSION << 8 | v->ops->version);
+	if (v->ops->unsaved)
+		t->ops.save = NULL;
 	t->dev.ops = &t->ops;
 	t->dev.gpa = gpa;
 	t->dev.size = TRANSPORT_SIZE;

@@ -11,20 +11,21 @@
  *
  * Of the protocol that is used which every back end has: features, memory,
  * rings, and a configuration (blk; that of fs is a name, and ours).  Not done:
- * requests of the back end to us, a log of dirty pages, taking up what a back
- * end that died has left behind.
+ * requests of the back end to us, a log of dirty pages, another back end for a
+ * device that had one.
  *
  * The back end is trusted with the guest, but not to answer: it is waited for
  * VHOST_TIMEOUT_MS, with the I/O lock held, when the driver starts the device,
  * when the machine is held and when it is reset.  When it is gone, or breaks
- * the protocol, the device asks its driver for a reset.
+ * the protocol, we serve the rings ourselves: each request fails.  Which ones
+ * it had in flight we know from looking at the rings at each of its interrupts
+ * (struct flight); should that be lost, the device asks its driver for a reset.
  *
  * While the machine is held the rings are stopped, which finishes what is in
  * flight; they are started again when the loop goes on.
  *
- * I/O lock held.  Saved: path, tag, configuration.  What the back end knows is
- * not: a directory that is mounted while the machine is saved is lost to a
- * machine that is restored, whose back end has never heard of the files in use.
+ * I/O lock held.  Nothing is saved, and a machine with such a device cannot be:
+ * what the back end knows of the files that the guest has open is not here.
  */
 #include <errno.h>
 #include <poll.h>
@@ -32,10 +33,10 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <linux/fuse.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_config.h>
 #include <linux/virtio_fs.h>
@@ -45,10 +46,9 @@
 #include "../core/clock.h"
 #include "devices.h"
 
-#define VHOST_TIMEOUT_MS 3000
+#define VHOST_TIMEOUT_MS 10000
 #define VHOST_CONFIG_BLK 60u		/* bytes that every back end knows */
 #define VHOST_CONFIG_MAX 256u
-#define VHOST_PATH_MAX	108u		/* of a Unix socket */
 #define VHOST_TAG_MAX	36u
 
 /* Messages, and whether they have an answer. */
@@ -113,13 +113,13 @@ struct vhost_ring {
 	struct vhost	*vu;
 	struct io	call;		/* eventfd, or -1 */
 	uint8_t		running;
+	struct flight	flight;		/* while it runs */
 };
 
 struct vhost {
 	struct virtio	v;
 	struct virtio_ops ops;		/* type and id are of what is behind it */
 	struct io	io;		/* the socket, or -1 */
-	char		path[VHOST_PATH_MAX];	/* or empty */
 	uint8_t		config[VHOST_CONFIG_MAX];
 	uint64_t	features;	/* of the back end */
 	uint64_t	protocol;	/* agreed on with it */
@@ -260,7 +260,55 @@ static int vhost_set_eventfd(struct vhost *vu, uint32_t request, uint32_t index,
 	return vhost_send(vu, &m, request, sizeof(m.u64), fd);
 }
 
-/* ---- Rings --------------------------------------------------------------------------- */
+/* ---- Failing ----------------------------------------------------------------------------- */
+
+/* Answer a request in place of the back end. */
+static void vhost_refuse(struct vhost *vu, struct queue *q, const struct chain *c)
+{
+	struct fuse_out_header out = { .len = sizeof(out), .error = -EIO };
+	const uint8_t status = VIRTIO_BLK_S_IOERR;
+	uint32_t written = 0;
+
+	if (vu->ops.id == VIRTIO_ID_BLOCK && c->in_len) {
+		chain_write(c, c->in_len - 1, &status, 1);
+		written = c->in_len == 1;
+	} else if (c->in_len >= sizeof(out) &&
+		   chain_read(c, offsetof(struct fuse_in_header, unique), &out.unique,
+			      sizeof(out.unique)) == sizeof(out.unique)) {
+		written = (uint32_t)chain_write(c, 0, &out, sizeof(out));
+	}
+	queue_push(q, c->head, written);
+}
+
+/* All that is there, and all that will be. */
+static void vhost_refuse_all(struct vhost *vu, struct queue *q)
+{
+	struct chain c;
+
+	while (queue_pop(q, &c))
+		vhost_refuse(vu, q, &c);
+	queue_signal(q);
+}
+
+/* The back end had this ring, and will not touch it again. */
+static void vhost_take_over(struct vhost *vu, struct queue *q)
+{
+	struct vhost_ring *r = &vu->ring[q->index];
+	struct chain c;
+
+	if (r->running && queue_flight_end(q, &r->flight) < 0) {
+		virtio_log(&vu->v, VMM_LOG_WARN, "queue %u: what was in flight is not known", q->index);
+		virtio_break(&vu->v);
+		return;
+	}
+	while (r->running && queue_flight_pop(q, &r->flight, &c))
+		vhost_refuse(vu, q, &c);
+	/* Notifications are for us from now on. */
+	if (q->kick.fd >= 0 && !q->kick.watched &&
+	    loop_add(vu->v.env.loop, &q->kick, EPOLLIN) < 0)
+		virtio_break(&vu->v);
+	vhost_refuse_all(vu, q);
+}
 
 static void vhost_disconnect(struct vhost *vu)
 {
@@ -279,13 +327,20 @@ static void vhost_disconnect(struct vhost *vu)
 
 static void vhost_gone(struct vhost *vu, const char *why)
 {
-	vhost_disconnect(vu);
+	uint32_t i;
+
 	vu->dead = 1;
-	virtio_log(&vu->v, VMM_LOG_ERROR, "the back end%s%s is gone: %s", *vu->path ? " " : "",
-		   vu->path, why);
-	if (vu->v.active)
-		virtio_fail(&vu->v, "there is nobody to serve it");
+	vu->v.notify_by = NOTIFY_LOOP;
+	virtio_trouble(&vu->v, ECONNRESET, "its back end is gone: %s", why);
+	/* With its socket open it might be alive; but it has been told to stop,
+	   or has shown that it cannot be talked to. */
+	for (i = 0; i < vu->v.nqueues; i++)
+		if (vu->v.active && vu->v.queue[i].ready)
+			vhost_take_over(vu, &vu->v.queue[i]);
+	vhost_disconnect(vu);
 }
+
+/* ---- Rings --------------------------------------------------------------------------- */
 
 static void vhost_on_socket(void *arg, uint32_t events)
 {
@@ -299,8 +354,10 @@ static void vhost_on_call(void *arg, uint32_t events)
 	uint64_t count;
 
 	(void)events;
-	if (read(r->call.fd, &count, sizeof(count)) == sizeof(count) && r->vu->v.active)
-		virtio_interrupt(&r->vu->v);
+	if (read(r->call.fd, &count, sizeof(count)) != sizeof(count) || !r->vu->v.active)
+		return;
+	queue_flight_look(&r->vu->v.queue[r - r->vu->ring], &r->flight);
+	virtio_interrupt(&r->vu->v);
 }
 
 /* RAM that can be given away is a memfd, shared. */
@@ -348,6 +405,7 @@ static int vhost_ring_start(struct vhost *vu, struct queue *q)
 	if (r < 0)
 		return r;
 	ring->running = 1;
+	queue_flight_start(q, &ring->flight);
 	/* There may be requests whose notification went to its predecessor. */
 	if (write(q->kick.fd, &one, sizeof(one)) < 0)
 		return 0;		/* full: it is pending already */
@@ -360,8 +418,6 @@ static void vhost_start(struct vhost *vu)
 	uint32_t i;
 	int r;
 
-	if (vu->dead)
-		virtio_fail(&vu->v, "there is nobody to serve it");
 	if (!vu->v.active || vu->io.fd < 0 || vu->running)
 		return;
 	vu->running = 1;
@@ -414,35 +470,23 @@ static void vhost_again(struct vhost *vu)
 
 /* ---- The back end ------------------------------------------------------------------------ */
 
-static int vhost_connect(struct vhost *vu, const char *path, int fd, struct vmm_error *err)
+static int vhost_connect(struct vhost *vu, int fd, struct vmm_error *err)
 {
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-	int type, r = 0;
+	int type;
 	socklen_t len = sizeof(type);
 
-	if (fd >= 0) {
-		vu->io.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-		if (vu->io.fd < 0 ||
-		    getsockopt(vu->io.fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0)
-			r = fail_sys(err, errno, "vhost-user socket for %s", vu->v.name);
-		else if (type != SOCK_STREAM)
-			r = fail(err, VMM_EINVAL, "vhost-user socket for %s is no stream", vu->v.name);
-		return r;
-	}
-	if (strlen(path) >= sizeof(addr.sun_path))
-		return fail(err, VMM_EINVAL, "path of a socket is too long: %s", path);
-	memcpy(addr.sun_path, path, strlen(path) + 1);
-	memcpy(vu->path, addr.sun_path, sizeof(addr.sun_path));
-	vu->io.fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (vu->io.fd < 0 || connect(vu->io.fd, (struct sockaddr *)&addr, sizeof(addr)) < 0)
-		r = fail_sys(err, errno, "vhost-user back end %s", path);
-	return r;
+	vu->io.fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (vu->io.fd < 0 || getsockopt(vu->io.fd, SOL_SOCKET, SO_TYPE, &type, &len) < 0)
+		return fail_sys(err, errno, "%s: its vhost-user socket", vu->v.name);
+	if (type != SOCK_STREAM)
+		return fail(err, VMM_EINVAL, "%s: its vhost-user socket is no stream", vu->v.name);
+	return 0;
 }
 
 /* The configuration of a disk is the back end's. */
 static int vhost_get_config(struct vhost *vu, struct vmm_error *err)
 {
-	struct virtio_blk_config old, new;
+	struct virtio_blk_config *c = (struct virtio_blk_config *)(void *)vu->config;
 	struct vhost_msg m = { .config = { 0, VHOST_CONFIG_BLK, 0, { 0 } } };
 	const uint32_t size = 12 + VHOST_CONFIG_BLK;
 	int r;
@@ -457,22 +501,15 @@ static int vhost_get_config(struct vhost *vu, struct vmm_error *err)
 		r = vhost_recv(vu, &m, VHOST_GET_CONFIG, size);
 	if (r < 0)
 		return fail_sys(err, -r, "configuration of %s", vu->v.name);
-	memset(&old, 0, sizeof(old));
-	memset(&new, 0, sizeof(new));
-	memcpy(&old, vu->config, VHOST_CONFIG_BLK);
-	memcpy(&new, m.config.data, VHOST_CONFIG_BLK);
-	if (old.capacity && new.capacity != old.capacity)
-		return fail(err, VMM_EVERSION, "%s has %llu sectors, and had %llu", vu->v.name,
-			    (unsigned long long)new.capacity, (unsigned long long)old.capacity);
-	new.num_queues = vu->v.nqueues;
-	memcpy(vu->config, &new, VHOST_CONFIG_BLK);
+	memcpy(vu->config, m.config.data, VHOST_CONFIG_BLK);
+	c->num_queues = vu->v.nqueues;
 	return 0;
 }
 
 /* Who are you, and what can you do? */
 static int vhost_greet(struct vhost *vu, struct vmm_error *err)
 {
-	uint64_t offers, alien, queues = 0;
+	uint64_t queues = 0;
 	int r = vhost_get_u64(vu, VHOST_GET_FEATURES, &vu->features);
 
 	vu->protocol = 0;
@@ -494,33 +531,26 @@ static int vhost_greet(struct vhost *vu, struct vmm_error *err)
 		r = vhost_send(vu, &m, VHOST_SET_OWNER, 0, -1);
 	}
 	if (r < 0)
-		return fail_sys(err, -r, "vhost-user back end of %s", vu->v.name);
-	offers = vu->features & VHOST_PASS;
+		return fail_sys(err, -r, "%s: its back end", vu->v.name);
+	vu->v.offers = vu->features & VHOST_PASS;
 	if (vu->ops.id == VIRTIO_ID_BLOCK && vu->v.nqueues == 1)
-		offers &= ~(1ull << VIRTIO_BLK_F_MQ);
-	alien = vu->v.active ? vu->v.features & ~offers : 0;
-	if (!(offers >> VIRTIO_F_VERSION_1 & 1) || alien)
-		return fail(err, VMM_EVERSION, "%s: its back end lacks features 0x%llx", vu->v.name,
-			    (unsigned long long)(alien ? alien : 1ull << VIRTIO_F_VERSION_1));
-	vu->v.offers = offers;
+		vu->v.offers &= ~(1ull << VIRTIO_BLK_F_MQ);
+	if (!(vu->v.offers >> VIRTIO_F_VERSION_1 & 1))
+		return fail(err, VMM_ENOTSUP, "%s: its back end knows no virtio 1", vu->v.name);
 	return vhost_get_config(vu, err);
 }
 
-static int vhost_attach(struct vhost *vu, const char *path, int fd, struct vmm_error *err)
+static int vhost_attach(struct vhost *vu, int fd, struct vmm_error *err)
 {
-	int r = vhost_connect(vu, path, fd, err);
+	int r = vhost_connect(vu, fd, err);
 
 	if (!r)
 		r = vhost_greet(vu, err);
 	if (!r) {
 		/* Answers are read where they are expected, on any thread. */
 		r = loop_add(vu->v.env.loop, &vu->io, EPOLLRDHUP);
-		r = r < 0 ? fail_sys(err, -r, "vhost-user socket for %s", vu->v.name) : 0;
+		r = r < 0 ? fail_sys(err, -r, "%s: its vhost-user socket", vu->v.name) : 0;
 	}
-	if (r)
-		vhost_disconnect(vu);
-	else
-		vu->dead = 0;
 	return r;
 }
 
@@ -528,19 +558,18 @@ static int vhost_attach(struct vhost *vu, const char *path, int fd, struct vmm_e
 
 static void vhost_activate(struct virtio *v)
 {
-	const struct loop *loop = v->env.loop;
-
-	if (loop->started && !loop->hold)
-		vhost_start((struct vhost *)v);
-	else
-		vhost_again((struct vhost *)v);	/* it has just been loaded */
+	vhost_start((struct vhost *)v);
 }
 
-/* Not of the guest, which notifies the back end: the machine goes on. */
+/* Of the guest if nobody else is notified; else of us: the machine goes on. */
 static void vhost_notify(struct virtio *v, struct queue *q)
 {
-	(void)q;
-	vhost_start((struct vhost *)v);
+	struct vhost *vu = (struct vhost *)v;
+
+	if (vu->dead)
+		vhost_refuse_all(vu, q);
+	else
+		vhost_start(vu);
 }
 
 static void vhost_reset(struct virtio *v)
@@ -552,49 +581,6 @@ static void vhost_quiesce(struct virtio *v)
 {
 	vhost_stop((struct vhost *)v);
 	vhost_again((struct vhost *)v);
-}
-
-static void vhost_save(const struct virtio *v, struct writer *w)
-{
-	const struct vhost *vu = (const struct vhost *)v;
-
-	put_str(w, vu->path);
-	put_bytes(w, vu->config, VHOST_CONFIG_BLK);
-}
-
-static int vhost_load(struct virtio *v, struct reader *r, struct vmm_error *err)
-{
-	struct vhost *vu = (struct vhost *)v;
-	uint8_t config[VHOST_CONFIG_BLK];
-	char path[VHOST_PATH_MAX];
-
-	get_str(r, path, sizeof(path));
-	get_bytes(r, config, sizeof(config));
-	if (r->failed)
-		return fail(err, VMM_EFORMAT, "state of %s", v->name);
-	if (vu->io.fd >= 0)
-		return 0;
-	memcpy(vu->path, path, sizeof(path));
-	memcpy(vu->config, config, sizeof(config));
-	v->offers = VHOST_PASS;		/* until there is somebody to ask */
-	return 0;
-}
-
-static int vhost_open(struct virtio *v, struct vmm_error *err)
-{
-	struct vhost *vu = (struct vhost *)v;
-	int r;
-
-	if (vu->io.fd >= 0)
-		return 0;
-	if (!*vu->path)
-		return fail(err, VMM_ESTATE,
-			    "the socket of %s was given as a descriptor, and must be given again",
-			    v->name);
-	r = vhost_attach(vu, vu->path, -1, err);
-	if (!r)
-		vhost_again(vu);
-	return r;
 }
 
 static void vhost_free(struct virtio *v)
@@ -613,14 +599,11 @@ static void vhost_free(struct virtio *v)
 static const struct virtio_ops vhost_ops = {
 	.type		= "vhost-blk",
 	.id		= VIRTIO_ID_BLOCK,
-	.version	= 1,
+	.unsaved	= 1,
 	.notify		= vhost_notify,
 	.activate	= vhost_activate,
 	.reset		= vhost_reset,
 	.quiesce	= vhost_quiesce,
-	.save		= vhost_save,
-	.load		= vhost_load,
-	.open		= vhost_open,
 	.free		= vhost_free,
 };
 
@@ -637,10 +620,10 @@ static int vhost_describe(struct vhost *vu, const struct vhost_user_config *cfg,
 	if (vu->ops.id == VIRTIO_ID_FS) {
 		memset(&fs, 0, sizeof(fs));
 		n = cfg->tag ? strlen(cfg->tag) : 0;
-		if (n > VHOST_TAG_MAX || (!n && (cfg->path || cfg->fd >= 0)))
+		if (!n || n > VHOST_TAG_MAX)
 			return fail(err, VMM_EINVAL, "%s: a tag has 1 to %u bytes", vu->v.name,
 				    VHOST_TAG_MAX);
-		memcpy(fs.tag, n ? cfg->tag : "", n);
+		memcpy(fs.tag, cfg->tag, n);
 		fs.num_request_queues = queues - 1;
 		vu->v.config_size = sizeof(fs);
 		memcpy(vu->config, &fs, sizeof(fs));
@@ -681,27 +664,12 @@ int vhost_user_new(struct virtio **out, const struct virtio_env *env, const char
 		r = virtio_init(&vu->v, &vu->ops, env, name, n, err);
 	if (!r)
 		r = vhost_describe(vu, cfg, n, err);
-	if (!r && (cfg->path || cfg->fd >= 0))
-		r = vhost_attach(vu, cfg->path, cfg->fd, err);
+	if (!r)
+		r = vhost_attach(vu, cfg->fd, err);
 	if (r) {
 		vhost_free(&vu->v);
 		return r;
 	}
 	*out = &vu->v;
 	return 0;
-}
-
-int vhost_user_replace(struct virtio *v, const struct vhost_user_config *cfg,
-		       struct vmm_error *err)
-{
-	struct vhost *vu = (struct vhost *)v;
-	int r;
-
-	vhost_stop(vu);
-	vhost_disconnect(vu);
-	vu->path[0] = '\0';
-	r = vhost_attach(vu, cfg->path, cfg->fd, err);
-	if (!r)
-		vhost_again(vu);
-	return r;
 }

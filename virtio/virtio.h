@@ -19,6 +19,7 @@
 #include <sys/uio.h>
 
 #include "../core/device.h"
+#include "../core/event.h"
 #include "../core/loop.h"
 #include "../core/mem.h"
 
@@ -95,11 +96,31 @@ struct queue {
 	struct io	kick;		/* eventfd of its notifications, or fd -1 */
 };
 
-/*
- * For a queue that another process has run: it stopped before request
- * last_avail with none in flight.
- */
+/* ---- Queues that another process runs ------------------------------------ */
+
+/* It stopped before request last_avail with none in flight. */
 void queue_resume_at(struct queue *q, uint16_t last_avail);
+
+/*
+ * What it has in flight, as seen in the rings from outside, so that somebody
+ * can answer if it dies.  Start before it begins; look often: more than a ring's
+ * worth between two looks is lost, until a moment when nothing is in flight.
+ */
+struct flight {
+	uint16_t	avail, used;	/* up to here the rings have been read */
+	uint8_t		lost;
+	int16_t		count[QUEUE_SIZE_MAX];	/* how often a head is out */
+};
+
+void queue_flight_start(struct queue *q, struct flight *f);
+void queue_flight_look(struct queue *q, struct flight *f);
+
+/*
+ * It is dead, and the queue is ours: queue_flight_pop() gives what was in
+ * flight, then queue_pop() what comes.  -1 if that is not known.
+ */
+int queue_flight_end(struct queue *q, struct flight *f);
+int queue_flight_pop(struct queue *q, struct flight *f, struct chain *c);
 
 /*
  * The transport's part: check size and addresses, and make the ring ready, or
@@ -126,6 +147,7 @@ struct virtio_ops {
 	const char	*type;		/* "rng": in logs and snapshots */
 	uint16_t	id;		/* virtio 1.2, 5: device types */
 	uint8_t		version;	/* of what save writes */
+	uint8_t		unsaved;	/* its state is not here: no snapshots */
 	/* There may be requests in q. */
 	void		(*notify)(struct virtio *v, struct queue *q);
 	/* The driver is ready: features and queues stand until reset.  Also
@@ -144,6 +166,9 @@ struct virtio_ops {
 	   end.  It comes before activate. */
 	void		(*save)(const struct virtio *v, struct writer *w);
 	int		(*load)(struct virtio *v, struct reader *r, struct vmm_error *err);
+	/* It had n queues when it was saved, and is to have them again:
+	   virtio_set_queues().  NULL: it always has as many. */
+	int		(*set_queues)(struct virtio *v, uint32_t n, struct vmm_error *err);
 	/* A restored device is about to run for the first time: open the back
 	   end that was saved, unless another was given.  May be NULL. */
 	int		(*open)(struct virtio *v, struct vmm_error *err);
@@ -159,6 +184,7 @@ struct virtio_env {
 	struct loop	*loop;
 	const struct log *log;
 	const int	*vm;		/* KVM's descriptor or -1; changes at a reset */
+	struct events	*events;	/* or NULL: nobody wants to know */
 };
 
 struct virtio {
@@ -174,6 +200,7 @@ struct virtio {
 	uint8_t		active;		/* the driver is ready, nothing broken */
 	uint8_t		broken;		/* DEVICE_NEEDS_RESET */
 	uint8_t		on_vcpu;	/* notify() is called by a vCPU: see below */
+	uint32_t	failures;	/* how often it was broken */
 	uint64_t	features;	/* agreed on, while active */
 	uint16_t	nqueues;
 	struct queue	*queue;
@@ -185,6 +212,10 @@ int virtio_init(struct virtio *v, const struct virtio_ops *ops, const struct vir
 		const char *name, uint32_t nqueues, struct vmm_error *err);
 void virtio_fini(struct virtio *v);	/* the last in its free */
 
+/* Another number of queues, while the driver has set none up.  They lie
+   somewhere else then. */
+int virtio_set_queues(struct virtio *v, uint32_t n, struct vmm_error *err);
+
 static inline int virtio_has(const struct virtio *v, unsigned int bit)
 {
 	return (int)(v->features >> bit & 1);
@@ -192,9 +223,19 @@ static inline int virtio_has(const struct virtio *v, unsigned int bit)
 
 /*
  * The guest has broken the rules: the device asks for a reset and does no more
- * until it comes; one line goes to the log.
+ * until it comes; a line goes to the log, if it was not broken too often.
  */
 void virtio_fail(struct virtio *v, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+
+/*
+ * What stands behind the device has failed: a line to the log, and an event for
+ * the host program (VMM_EV_DEVICE; dropped if it takes none).
+ */
+void virtio_trouble(struct virtio *v, int os_errno, const char *fmt, ...)
+	__attribute__((format(printf, 3, 4)));
+
+/* The device cannot go on: it asks for a reset, without a word. */
+void virtio_break(struct virtio *v);
 
 /* What v->config points to has changed: tell the guest. */
 void virtio_config_changed(struct virtio *v);

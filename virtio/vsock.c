@@ -30,7 +30,10 @@
  */
 #include <errno.h>
 #include <poll.h>
+#include <stddef.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -51,7 +54,8 @@
 #define VSOCK_AT_ONCE	(32u << 10)	/* bytes taken on the vCPU's thread */
 #define VSOCK_SMALL	4096u		/* bytes of which the guest need not hear soon */
 #define VSOCK_DELAY_NS	1000000
-#define VSOCK_LOST_NS	500000000ull	/* for the guest to hear that all is lost */
+#define VSOCK_LOST_NS	500000000ull	/* to offer a buffer, to be told that all is lost */
+#define VSOCK_TOLD_NS	5000000000ull	/* to take note of it: it may be slow */
 
 /* A turn of a connection ends because... */
 enum { VSOCK_DONE, VSOCK_MORE, VSOCK_NO_ROOM, VSOCK_GONE };
@@ -589,10 +593,20 @@ static int vsock_shut(struct vsock_conn *c, uint32_t flags)
 	return 0;
 }
 
+/* Of the descriptors that this process may have a guest gets half at most. */
+static uint32_t vsock_most(void)
+{
+	struct rlimit l;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || l.rlim_cur / 2 > VSOCK_CONNS)
+		return VSOCK_CONNS;
+	return (uint32_t)l.rlim_cur / 2;
+}
+
 /* The guest wants to reach a program of the host. */
 static int vsock_accept(struct vsock *vs, const struct virtio_vsock_hdr *h)
 {
-	int fd = vs->nconns < VSOCK_CONNS ? vsock_dial(vs, h->dst_port) : -EMFILE;
+	int fd = vs->nconns < vsock_most() ? vsock_dial(vs, h->dst_port) : -EMFILE;
 	struct vsock_conn *c;
 
 	c = fd < 0 ? NULL : vsock_conn_new(vs, fd, h->dst_port, h->src_port, VSOCK_OPEN);
@@ -792,22 +806,52 @@ static void vsock_room(struct vsock *vs)
 
 /* ---- Connections that are gone (5.10.6.7) -------------------------------------------- */
 
+/* No connection is left, but for those that are wanted. */
+static void vsock_drop(struct vsock *vs)
+{
+	struct vsock_conn *c, *next;
+	uint32_t i;
+
+	for (i = 0; i < VSOCK_HASH; i++) {
+		for (c = vs->table[i]; c; c = next) {
+			next = c->next;
+			if (c->state == VSOCK_CALLING) {
+				c->call->refused = 0;
+				vsock_owe(c, VSOCK_REQUEST);
+			} else {
+				vsock_forget(c);
+			}
+		}
+	}
+	vs->nresets = 0;
+	vs->tx_stalled = vs->tx_later = vs->rx_later = 0;
+}
+
 static void vsock_lose(struct vsock *vs)
 {
 	vs->lost = vs->untold = 1;
+	vs->late = 0;
 	vs->lost_until = 0;
 }
 
+/* The guest has taken note.  If we had given up waiting it has ended, just now,
+   what was begun since. */
 static void vsock_found(struct vsock *vs)
 {
-	vs->lost = 0;
+	if (vs->late) {
+		vsock_drop(vs);
+		queue_again(&vs->v.queue[VSOCK_TX]);
+	}
+	vs->lost = vs->late = 0;
 	queue_again(&vs->v.queue[VSOCK_RX]);
 }
 
 int vsock_settled(struct vsock *vs)
 {
-	if (vs->lost && vs->lost_until && clock_ns() >= vs->lost_until)
+	if (vs->lost && vs->lost_until && clock_ns() >= vs->lost_until) {
 		vsock_found(vs);
+		vs->late = 1;
+	}
 	return !vs->lost;
 }
 
@@ -841,10 +885,10 @@ static void vsock_event(struct vsock *vs)
 	struct chain c;
 	uint16_t n;
 
-	if (!vs->lost)
+	if (!vs->lost && !vs->late)
 		return;
-	if (!vs->lost_until)
-		vs->lost_until = clock_ns() + VSOCK_LOST_NS;
+	if (!vs->lost_until || now)
+		vs->lost_until = clock_ns() + (vs->untold ? VSOCK_LOST_NS : VSOCK_TOLD_NS);
 	if (vs->untold)
 		return;
 	for (n = 0; queue_pop(q, &c); n++)
@@ -879,33 +923,12 @@ static void vsock_activate(struct virtio *v)
 		queue_again(&v->queue[i]);
 }
 
-/* No connection is left, but for those that are wanted. */
-static void vsock_drop(struct vsock *vs)
-{
-	struct vsock_conn *c, *next;
-	uint32_t i;
-
-	for (i = 0; i < VSOCK_HASH; i++) {
-		for (c = vs->table[i]; c; c = next) {
-			next = c->next;
-			if (c->state == VSOCK_CALLING) {
-				c->call->refused = 0;
-				vsock_owe(c, VSOCK_REQUEST);
-			} else {
-				vsock_forget(c);
-			}
-		}
-	}
-	vs->nresets = 0;
-	vs->tx_stalled = vs->tx_later = vs->rx_later = 0;
-}
-
 static void vsock_reset(struct virtio *v)
 {
 	struct vsock *vs = (struct vsock *)v;
 
 	vsock_drop(vs);
-	vs->lost = vs->untold = 0;
+	vs->lost = vs->untold = vs->late = 0;
 }
 
 static void vsock_quiesce(struct virtio *v)
@@ -971,12 +994,13 @@ static const struct virtio_ops vsock_ops = {
 int vsock_new(struct virtio **out, const struct virtio_env *env, const char *name, uint32_t cid,
 	      struct vmm_error *err)
 {
-	struct vsock *vs = calloc(1, sizeof(*vs));
+	struct vsock *vs = malloc(sizeof(*vs));
 	int r;
 
 	*out = NULL;
 	if (!vs)
 		return fail(err, VMM_ENOMEM, "%s", name);
+	memset(vs, 0, offsetof(struct vsock, rx));
 	vs->wait_tail = &vs->wait;
 	vs->timer = (struct io){ .fn = vsock_on_timer, .arg = vs, .fd = -1 };
 	if (vsock_cid_ok(cid))

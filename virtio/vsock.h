@@ -85,11 +85,12 @@ struct vsock {
 	uint8_t		tx_stalled;	/* by a full list of answers */
 	uint8_t		tx_later, rx_later;	/* left to the I/O thread */
 	uint8_t		lost;		/* the guest has connections that are gone */
+	uint8_t		late;		/* ... and was not waited for any longer */
 	uint8_t		untold;		/* ... and has not been sent the event */
 	uint16_t	told_at;	/* end of the event ring when it was */
 	uint64_t	lost_until;	/* a driver that does not care is not waited for */
 	uint64_t	errors;
-	struct chain	rx[VSOCK_BATCH];
+	struct chain	rx[VSOCK_BATCH];	/* last: large, and seldom used */
 };
 
 /* ---- The device (vsock.c) ------------------------------------------------ */

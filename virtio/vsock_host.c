@@ -39,11 +39,18 @@
 
 /* ---- To the guest ------------------------------------------------------------- */
 
-/* A port of ours from which nothing goes to this port of the guest. */
+/*
+ * A port of ours from which nothing goes to this port of the guest.  Where to
+ * begin is random: a restored guest may still be closing a connection, whose port
+ * we do not know, and would take a new one from there for the old one.
+ */
 static uint32_t vsock_pick_port(struct vsock *vs, uint32_t peer_port)
 {
 	uint32_t port;
 
+	while (!vs->next_port)
+		if (getrandom(&vs->next_port, sizeof(vs->next_port), 0) < 0)
+			vs->next_port = (uint32_t)clock_ns();
 	do
 		port = VSOCK_PORTS + vs->next_port++ % VSOCK_PORTS;
 	while (vsock_find(vs, port, peer_port));

@@ -14,6 +14,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -21,15 +22,19 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
 
 #include "../../vmm.h"
 #include "../../vmm_guest.h"
 #include "../unit/fake_kvm.h"
+
+#define ROUNDS	10000u
 
 /* ---- The plan: which call fails ----------------------------------------------- */
 
@@ -105,6 +110,10 @@ int __real_open(const char *path, int flags, ...);
 int __wrap_open(const char *path, int flags, ...);
 int __real_fcntl(int fd, int cmd, ...);
 int __wrap_fcntl(int fd, int cmd, ...);
+int __real_ioctl(int fd, unsigned long request, ...);
+int __wrap_ioctl(int fd, unsigned long request, ...);
+long __real_syscall(long number, ...);
+long __wrap_syscall(long number, ...);
 void *__real_malloc(size_t n);
 void *__wrap_malloc(size_t n);
 void *__real_calloc(size_t n, size_t size);
@@ -113,6 +122,11 @@ void *__real_realloc(void *p, size_t n);
 void *__wrap_realloc(void *p, size_t n);
 char *__real_strdup(const char *s);
 char *__wrap_strdup(const char *s);
+char *__real_strndup(const char *s, size_t n);
+char *__wrap_strndup(const char *s, size_t n);
+char *__real_realpath(const char *path, char *out);
+char *__wrap_realpath(const char *path, char *out);
+int __wrap_asprintf(char **out, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void __real_free(void *p);
 void __wrap_free(void *p);
 
@@ -160,6 +174,40 @@ int __wrap_fcntl(int fd, int cmd, ...)
 	return __real_fcntl(fd, cmd, arg);
 }
 
+/* Of ioctls, those by which memory is watched and looked at. */
+int __wrap_ioctl(int fd, unsigned long request, ...)
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if ((request == UFFDIO_API || request == UFFDIO_REGISTER || _IOC_TYPE(request) == 'f') &&
+	    fault("ioctl")) {
+		errno = ENOMEM;
+		return -1;
+	}
+	return __real_ioctl(fd, request, arg);
+}
+
+long __wrap_syscall(long number, ...)
+{
+	long a[6];
+	va_list ap;
+	int i;
+
+	va_start(ap, number);
+	for (i = 0; i < 6; i++)
+		a[i] = va_arg(ap, long);
+	va_end(ap);
+	if (number == SYS_userfaultfd && fault("userfaultfd")) {
+		errno = EPERM;
+		return -1;
+	}
+	return __real_syscall(number, a[0], a[1], a[2], a[3], a[4], a[5]);
+}
+
 void *__wrap_malloc(size_t n)
 {
 	void *p = fault("malloc") ? NULL : __real_malloc(n);
@@ -192,6 +240,38 @@ char *__wrap_strdup(const char *s)
 	return p;
 }
 
+char *__wrap_strndup(const char *s, size_t n)
+{
+	char *p = fault("strndup") ? NULL : __real_strndup(s, n);
+
+	count(p != NULL);
+	return p;
+}
+
+char *__wrap_realpath(const char *path, char *out)
+{
+	int failed = fault("realpath");
+	char *p = failed ? NULL : __real_realpath(path, out);
+
+	if (failed)
+		errno = ENOMEM;
+	count(p && !out);
+	return p;
+}
+
+int __wrap_asprintf(char **out, const char *fmt, ...)
+{
+	va_list ap;
+	int n = -1;
+
+	va_start(ap, fmt);
+	if (!fault("asprintf"))
+		n = vasprintf(out, fmt, ap);
+	va_end(ap);
+	count(n >= 0);
+	return n;
+}
+
 void __wrap_free(void *p)
 {
 	count(p ? -1 : 0);
@@ -202,7 +282,7 @@ void __wrap_free(void *p)
 
 static struct vmm_error err;
 static int kernel, console[2], net;
-static char disk_path[40];
+static char disk_path[40], snap_path[] = "/tmp/fault_life.XXXXXX";
 static char wrong[500];
 
 static int fds(void)
@@ -369,12 +449,110 @@ static void frozen_life(void)
 	TRY(vmm_add_blk(vm, "disk", disk_path, VMM_OVERLAY, &err));
 	TRY(vmm_start(vm, &err));
 	TRY(vmm_pause(vm, &err));
+	/* Of a clone: what it has changed; put together for the next one. */
+	TRY(vmm_snap_take(&snap, vm, &err));
+	memset(&err, 0, sizeof(err));
+	rc = judge("vmm_restore", vmm_restore(&clone, snap, NULL, &err), NULL, 0);
+	if (rc)
+		goto out;
 	TRY(vmm_reset(vm, &err));
 	TRY(vmm_start(vm, &err));
 out:
 	vmm_snap_free(snap);
 	vmm_free(clone);
 	vmm_free(vm);
+}
+
+/* From a file, whose RAM is decoded while the machine runs. */
+static void restored_life(void)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm_stats s = VMM_STATS_INIT;
+	struct vmm_snap *snap = NULL;
+	struct vmm *vm = NULL;
+	char text[8];
+	int rc;
+
+	memset(&err, 0, sizeof(err));
+	rc = judge("vmm_snap_open", vmm_snap_open(&snap, snap_path, &err), NULL, 0);
+	if (rc && !plan.lasting)
+		rc = vmm_snap_open(&snap, snap_path, &err);
+	if (rc)
+		return;
+	/* Watched, then not: what is learned of the one is for the other. */
+	for (how.flags = VMM_RECORD;; how.flags = VMM_POPULATE) {
+		memset(&err, 0, sizeof(err));
+		rc = judge("vmm_restore", vmm_restore(&vm, snap, &how, &err), NULL, 0);
+		if (rc && !plan.lasting)
+			rc = vmm_restore(&vm, snap, &how, &err);
+		if (rc)
+			break;
+		TRY(vmm_add_serial(vm, -1, console[1], &err));
+		TRY(vmm_add_blk(vm, "disk", disk_path, VMM_OVERLAY, &err));
+		TRY(vmm_start(vm, &err));
+		hear(vm);
+		if (how.flags & VMM_RECORD) {
+			TRY(vmm_snap_learn(snap, vm, &err));
+			vmm_free(vm);
+			continue;
+		}
+		TRY(vmm_read(vm, 0x80000000 + (1 << 20), text, 4, &err));
+		if (memcmp(text, "here", 4))
+			is_wrong("vmm_read", "other bytes than were frozen");
+		TRY(vmm_stat(vm, &s, &err));
+		TRY(vmm_stop(vm, &err));
+		TRY(vmm_reset(vm, &err));
+		TRY(vmm_start(vm, &err));
+		break;
+	}
+out:
+	vmm_free(vm);
+	vmm_snap_free(snap);
+}
+
+static void pooled_life(void)
+{
+	struct vmm_pool_config cfg = VMM_POOL_INIT;
+	struct vmm_snap *snap;
+	struct vmm_pool *pool = NULL;
+	struct vmm *vm;
+	int rc, i;
+
+	memset(&err, 0, sizeof(err));
+	if (judge("vmm_snap_open", vmm_snap_open(&snap, snap_path, &err), NULL, 0))
+		return;
+	cfg.ready = 2;
+	rc = judge("vmm_pool_create", vmm_pool_create(&pool, snap, &cfg, &err), NULL, 0);
+	for (i = 0; i < 3 && rc == 0; i++) {
+		memset(&err, 0, sizeof(err));
+		rc = judge("vmm_pool_take", vmm_pool_take(pool, -1, &vm, &err), NULL, 0);
+		if (rc && !plan.lasting)
+			rc = vmm_pool_take(pool, -1, &vm, &err);
+		if (rc == 0)
+			vmm_pool_give(pool, vm);
+	}
+	vmm_pool_free(pool);
+	vmm_snap_free(snap);
+}
+
+/* What the lives above are restored from. */
+static void save(void)
+{
+	struct vmm_snap *snap;
+	struct vmm *vm;
+
+	fake_reset();
+	fake.guest = guest;
+	if (make(&vm) || vmm_add_serial(vm, -1, console[1], &err) ||
+	    vmm_add_blk(vm, "disk", disk_path, VMM_OVERLAY, &err) ||
+	    vmm_write(vm, 0x80000000 + (1 << 20), "here", 4, &err) || vmm_start(vm, &err))
+		is_wrong("save", "failed");
+	hear(vm);
+	if (vmm_pause(vm, &err) || vmm_snap_take(&snap, vm, &err) ||
+	    vmm_snap_write(snap, snap_path, NULL, &err))
+		is_wrong("save", "failed");
+	vmm_free(vm);
+	vmm_snap_free(snap);
 }
 
 static void probe(void)
@@ -424,10 +602,66 @@ static int lives(const char *name, void (*life)(void), int lasting, int number)
 	return wrong[0] != 0;
 }
 
+/* The next call that fails is one of the first n. */
+static void plan_one(unsigned int *seed, unsigned int n)
+{
+	plan.calls = plan.faults = 0;
+	plan.at = 1 + (unsigned int)rand_r(seed) % n;
+	memset(&err, 0, sizeof(err));
+}
+
+/* A machine made, one restored, both freed, 10,000 times, with a fault somewhere in
+   each; the file is opened again now and then: nothing is left. */
+static int rounds(int number)
+{
+	struct vmm_snap *snap = NULL;
+	unsigned int i, failed = 0, seed = 1;
+	int before = fds(), rc;
+	struct vmm *vm;
+	long blocks;
+
+	fake_reset();
+	fake.guest = guest;
+	fake.fault = kvm_fault;
+	memset(&plan, 0, sizeof(plan));
+	alarm(900);
+	blocks = plan.blocks;
+	for (i = 0; i < ROUNDS && !wrong[0]; i++) {
+		if (i % 50 == 0) {
+			vmm_snap_free(snap);
+			if (vmm_snap_open(&snap, snap_path, &err))
+				is_wrong("vmm_snap_open", "failed");
+		}
+		plan_one(&seed, 60);
+		switch_on(1);
+		failed += make(&vm) != 0;
+		switch_on(0);
+		vmm_free(vm);
+		plan_one(&seed, 120);
+		switch_on(1);
+		rc = judge("vmm_restore", vmm_restore(&vm, snap, NULL, &err), NULL, 0);
+		failed += rc != 0;
+		if (rc == 0)
+			judge("vmm_start", vmm_start(vm, &err), vm, VMM_NEW);
+		switch_on(0);
+		vmm_free(vm);
+	}
+	vmm_snap_free(snap);
+	if (fds() != before)
+		is_wrong("rounds", "leave descriptors open");
+	if (plan.blocks != blocks)
+		is_wrong("rounds", "leave memory allocated");
+	printf("%sok %d - rounds: %u, of which %u failed\n", wrong[0] ? "not " : "", number, i, failed);
+	if (wrong[0])
+		printf("# %s\n", wrong);
+	return wrong[0] != 0;
+}
+
 int main(void)
 {
 	static const struct { const char *name; void (*life)(void); } all[] = {
 		{ "probe", probe }, { "life", whole_life }, { "snapshot", frozen_life },
+		{ "file", restored_life }, { "pool", pooled_life },
 	};
 	uint8_t image[4096] = { 0 };
 	unsigned int i;
@@ -447,10 +681,15 @@ int main(void)
 	fake_reset();
 	fake.guest = guest;
 	whole_life();
-	printf("1..%zu\n", 2 * sizeof(all) / sizeof(all[0]));
+	close(mkstemp(snap_path));
+	save();
+	printf("1..%zu\n", 2 * sizeof(all) / sizeof(all[0]) + 1);
 	for (i = 0; i < 2 * sizeof(all) / sizeof(all[0]); i++) {
 		wrong[0] = 0;
 		bad += lives(all[i / 2].name, all[i / 2].life, i % 2, (int)i + 1);
 	}
+	wrong[0] = 0;
+	bad += rounds((int)i + 1);
+	unlink(snap_path);
 	return bad != 0;
 }

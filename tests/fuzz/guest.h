@@ -61,7 +61,7 @@ static inline struct guest *guest_new(const uint8_t *data, size_t size)
 		g.chip.ops = &ops;
 		g.chipp = &g.chip;
 		g.vm = -1;
-		g.env = (struct virtio_env){ &g.mem, &g.loop, &g.log, &g.vm };
+		g.env = (struct virtio_env){ &g.mem, &g.loop, &g.log, &g.vm, NULL };
 	}
 	memset(g.mem.hva, 0, GUEST_SIZE);
 	g.in = data;

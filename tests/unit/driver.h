@@ -45,7 +45,9 @@
 #endif
 
 #define DRV_RAM		0x80000000ull
+#ifndef DRV_RAM_SIZE
 #define DRV_RAM_SIZE	(8ull << 20)
+#endif
 #define DRV_GPA		0x10001000ull
 #define DRV_NUM		16u		/* entries of a ring, by default */
 #define DRV_QUEUES	16u
@@ -76,6 +78,7 @@ struct driver {
 	struct log	log;
 	int		vm;
 	struct virtio_env env;
+	struct events	events;
 	struct drv_chip	chip;
 	struct irqchip	*chipp;
 	struct virtio	*v;
@@ -149,10 +152,11 @@ static inline void drv_open(struct driver *d)
 	d->log = (struct log){ drv_log, d };
 	d->chip.chip.ops = &ops;
 	d->chipp = &d->chip.chip;
-	if (mem_init(&d->mem, DRV_RAM, DRV_RAM_SIZE, &err) || loop_init(&d->loop, "test", &err))
+	if (mem_init(&d->mem, DRV_RAM, DRV_RAM_SIZE, &err) || loop_init(&d->loop, "test", &err) ||
+	    events_init(&d->events, &err))
 		abort();
 	d->brk = DRV_RAM + 4096;
-	d->env = (struct virtio_env){ &d->mem, &d->loop, &d->log, &d->vm };
+	d->env = (struct virtio_env){ &d->mem, &d->loop, &d->log, &d->vm, &d->events };
 }
 
 static inline void drv_attach(struct driver *d, struct virtio *v)
@@ -189,6 +193,7 @@ static inline void drv_close(struct driver *d)
 {
 	drv_detach(d);
 	loop_fini(&d->loop);
+	events_fini(&d->events);
 	mem_fini(&d->mem);
 }
 

@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "../../riscv/regs.h"
+#include "../../vmm_guest.h"
 #include "fake_kvm.h"
 
 #define OBJECTS		1024	/* descriptors below this */
@@ -67,17 +68,20 @@ struct vcpu_object {
 	unsigned int	nregs;
 	/* The interrupt file. */
 	uint64_t	eie, eip, eithreshold, eidelivery;
+	int		file_set;	/* by an attribute */
 };
 
 struct fake_vm {
 	struct object	o;
+	int		renewable;	/* KVM_MP_INIT can be set */
 	int		vcpu[64];	/* descriptors, or 0 */
 	fake_guest	guest;
 	uint64_t	slot_gpa, slot_size;
 	void		*slot_hva;
 	uint64_t	time_delta;
+	int		time_set;
 	/* AIA */
-	int		aia, aia_ready;
+	int		aia, aia_ready;	/* its descriptor, or 0 */
 	uint32_t	mode, ids, srcs, hart_bits;
 	uint64_t	aplic, imsic[64];
 	uint32_t	domaincfg, sourcecfg[LINES], target[LINES];
@@ -252,6 +256,22 @@ int kvm_cap(int kvm_or_vm, int cap)
 	return cap == KVM_CAP_MAX_VCPUS ? 64 : cap == KVM_CAP_VM_GPA_BITS ? 50 : 1;
 }
 
+int kvm_enable(int fd, int cap)
+{
+	struct fake_vm *vm;
+	int r;
+
+	FAULT();
+	pthread_mutex_lock(&lock);
+	vm = find(fd, VM, &r);
+	if (vm) {
+		r = cap == KVM_CAP_MP_INIT && cap != fake.missing_cap ? 0 : -EINVAL;
+		vm->renewable = r == 0;
+	}
+	pthread_mutex_unlock(&lock);
+	return r;
+}
+
 int kvm_vm(int kvm)
 {
 	int r;
@@ -262,6 +282,7 @@ int kvm_vm(int kvm)
 		r = create(VM, vms, sizeof(vms[0]), 0);
 		if (r >= 0) {
 			vms[r].guest = fake.guest;
+			fake.vms++;
 			last_vm = r;
 		}
 	}
@@ -287,6 +308,16 @@ int kvm_slot(int fd, uint32_t slot, uint64_t gpa, uint64_t size, void *hva)
 	}
 	pthread_mutex_unlock(&lock);
 	return r;
+}
+
+int fake_aia(struct fake_vm *vm)
+{
+	int fd;
+
+	pthread_mutex_lock(&lock);
+	fd = vm->aia;
+	pthread_mutex_unlock(&lock);
+	return fd;
 }
 
 uint64_t fake_slot(struct fake_vm *vm, uint64_t *gpa, void **hva)
@@ -364,6 +395,29 @@ static void regs_init(struct vcpu_object *c)
 	vreg |= (uint64_t)__builtin_ctzll(fake.vlenb) << 52;
 	for (i = 0; i < 32; i++)
 		reg_add(c, vreg | (6 + i), 0);
+}
+
+/* With the lock held: as regs_init() left it, but for what it was configured with. */
+static void renew(struct vcpu_object *c)
+{
+	unsigned int i;
+	uint64_t id;
+
+	for (i = 0; i < c->nregs; i++) {
+		id = c->reg[i].id;
+		if (REG_TYPE(id) == 1 || REG_TYPE(id) == 7 || id == REG_VLENB ||
+		    id == TIMER_FREQUENCY)
+			continue;
+		memset(c->reg[i].value, id == TIMER_COMPARE ? 0xff : 0, sizeof(c->reg[i].value));
+		c->reg[i].value[0] |= id == CORE_MODE;
+	}
+	c->eie = c->eip = c->eithreshold = c->eidelivery = 0;
+	c->file_set = 0;
+	c->v.vm->time_set = 0;
+	/* The next KVM_RUN would complete it. */
+	if (c->v.unfinished)
+		violation("a vCPU made as new, in the middle of an exit");
+	c->v.step = 0;
 }
 
 /* With the lock held: a hart that another has started has its registers set
@@ -490,8 +544,11 @@ int kvm_mp_set(int vcpu, uint32_t state)
 	pthread_mutex_lock(&lock);
 	c = vcpu_out(vcpu, &r);
 	if (c) {
-		r = state == KVM_MP_RUNNABLE || state == KVM_MP_STOPPED ? 0 : -EINVAL;
-		if (r == 0)
+		r = state == KVM_MP_RUNNABLE || state == KVM_MP_STOPPED ||
+		    (state == KVM_MP_INIT && c->v.vm->renewable) ? 0 : -EINVAL;
+		if (r == 0 && state == KVM_MP_INIT)
+			renew(c);
+		else if (r == 0)
 			c->mp_state = state;
 	}
 	pthread_mutex_unlock(&lock);
@@ -611,10 +668,16 @@ static int reg_put(struct vcpu_object *c, uint64_t id, const void *value)
 	}
 	if (REG_TYPE(id) == 1 || id == REG_VLENB || id == TIMER_FREQUENCY)
 		return memcmp(r->value, value, REG_SIZE(id)) ? -EINVAL : 0;
+	if (id == CSR_SIP && c->file_set)
+		violation("sip written behind the interrupt file: what is pending there is lost");
+	if (id == TIMER_STATE && v && !c->v.vm->time_set)
+		violation("a timer armed before the guest's time was set");
 	if (id == TIMER_STATE && !v)
 		return -EINVAL;
-	if (id == TIMER_TIME)
+	if (id == TIMER_TIME) {
+		c->v.vm->time_set = 1;
 		c->v.vm->time_delta += v - clock_now(c->v.vm);
+	}
 	if (REG_TYPE(id) == 7 || REG_TYPE(id) == 8) {
 		set = REG_TYPE(id) == 7 ? &c->isa[n / 64] : &c->sbi;
 		if ((*set >> (n % 64) & 1) == v && !(c->ran && set == &c->sbi))
@@ -748,6 +811,18 @@ static void check_thread(struct vcpu_object *c)
 			violation("KVM_RUN on a thread that host signals can interrupt");
 }
 
+/* Is it sent on an errand (riscv/touch.h), behind the RAM? */
+static int on_errand(struct vcpu_object *c)
+{
+	uint64_t pc;
+
+	pthread_mutex_lock(&lock);
+	reg_get(c, CORE_PC, &pc);
+	pthread_mutex_unlock(&lock);
+	return c->v.vm->slot_size && pc >= c->v.vm->slot_gpa + c->v.vm->slot_size - 32768 &&
+	       pc < c->v.vm->slot_gpa + c->v.vm->slot_size;
+}
+
 static int run_guest(struct vcpu_object *c)
 {
 	fake_guest guest = c->v.vm->guest;
@@ -756,6 +831,8 @@ static int run_guest(struct vcpu_object *c)
 	for (;;) {
 		if (signalled(c, 0))
 			return -EINTR;
+		if (on_errand(c))
+			return fake_sbi(&c->v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, 0, 0, 0);
 		stopped = __atomic_load_n(&c->mp_state, __ATOMIC_ACQUIRE) == KVM_MP_STOPPED;
 		if (!stopped) {
 			pthread_mutex_lock(&lock);
@@ -930,6 +1007,18 @@ static void aplic_scan(struct fake_vm *vm)
 	}
 }
 
+/* Inputs as sources mean them: AIA 4.7. */
+static uint64_t aplic_inputs(const struct fake_vm *vm)
+{
+	uint64_t in = vm->input;
+	unsigned int i;
+
+	for (i = 1; i <= vm->srcs && i < LINES; i++)
+		if (vm->sourcecfg[i] == 5 || vm->sourcecfg[i] == 7)
+			in ^= 1ull << i;
+	return in;
+}
+
 static int aplic_get(struct fake_vm *vm, uint64_t off, uint32_t *v)
 {
 	if (off & 3)
@@ -941,7 +1030,7 @@ static int aplic_get(struct fake_vm *vm, uint64_t off, uint32_t *v)
 	else if (off == 0x1c00 || off == 0x1c04)
 		*v = (uint32_t)(vm->pending >> (off & 4) * 8);
 	else if (off == 0x1d00 || off == 0x1d04)
-		*v = (uint32_t)(vm->input >> (off & 4) * 8);
+		*v = (uint32_t)(aplic_inputs(vm) >> (off & 4) * 8);
 	else if (off == 0x1e00 || off == 0x1e04)
 		*v = (uint32_t)(vm->enabled >> (off & 4) * 8);
 	else if (off >= 0x3004 && off <= 0x3000 + 4ull * vm->srcs)
@@ -967,16 +1056,23 @@ static int aplic_put(struct fake_vm *vm, uint64_t off, uint32_t v)
 			vm->enabled &= ~(1ull << off / 4);
 		}
 	} else if (off == 0x1c00 || off == 0x1c04) {
-		for (i = 1; i < LINES; i++)	/* an inactive source stays so */
-			if (bits >> i & 1 && vm->sourcecfg[i])
-				vm->pending |= 1ull << i;
+		for (i = 1; i < LINES; i++) {
+			if (!(bits >> i & 1) || !vm->sourcecfg[i])
+				continue;	/* an inactive source stays so, */
+			if (vm->sourcecfg[i] >= 6 && !(aplic_inputs(vm) >> i & 1))
+				continue;	/* and a level that is not there: 4.5.7 */
+			vm->pending |= 1ull << i;
+		}
+	} else if (off == 0x1d00 || off == 0x1d04) {
+		vm->pending &= ~bits;
 	} else if (off == 0x1e00 || off == 0x1e04) {
 		for (i = 1; i < LINES; i++)
 			if (bits >> i & 1 && vm->sourcecfg[i])
 				vm->enabled |= 1ull << i;
+	} else if (off == 0x1f00 || off == 0x1f04) {
+		vm->enabled &= ~bits;
 	} else if (off >= 0x3004 && off <= 0x3000 + 4ull * vm->srcs) {
-		if (vm->sourcecfg[(off - 0x3000) / 4])
-			vm->target[(off - 0x3000) / 4] = v;
+		vm->target[(off - 0x3000) / 4] = v;
 	} else {
 		return -ENODEV;
 	}
@@ -1059,7 +1155,7 @@ int kvm_device(int fd, uint32_t type)
 		r = create(AIA, aias, sizeof(aias[0]), 0);
 		if (r >= 0) {
 			aias[r].vm = vm;
-			vm->aia = 1;
+			vm->aia = r;
 			vm->mode = fake.hgei ? 2 : 0;
 			vm->ids = 255;
 		}
@@ -1109,6 +1205,7 @@ static int imsic_put(struct fake_vm *vm, uint64_t attr, uint64_t v)
 		return -ENODEV;
 	if (c->inside)
 		violation("an IMSIC attribute of a vCPU in KVM_RUN");
+	c->file_set = 1;
 	*file = file == &c->eidelivery ? v & 1 : file_bits(v);
 	if (file == &c->eip || file == &c->eie)
 		*file &= ~1ull;
@@ -1176,7 +1273,8 @@ int kvm_irq_line(int fd, uint32_t irq, int level)
 	if (level && !was)
 		vm->pulses[irq]++;
 	if ((vm->sourcecfg[irq] == 4 && level && !was) ||
-	    (vm->sourcecfg[irq] == 5 && !level && was) || (vm->sourcecfg[irq] == 6 && level))
+	    (vm->sourcecfg[irq] == 5 && !level && was) || (vm->sourcecfg[irq] == 6 && level) ||
+	    (vm->sourcecfg[irq] == 7 && !level))
 		vm->pending |= bit;
 	aplic_scan(vm);
 out:

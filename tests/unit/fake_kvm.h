@@ -79,6 +79,7 @@ extern struct fake {
 	/* Asked at every call; not 0: the call fails with this errno. */
 	int		(*fault)(const char *function);
 	/* What happened. */
+	unsigned int	vms;		/* were made */
 	unsigned int	violations;
 	char		violation[120];
 	struct fake_record log[1024];
@@ -95,6 +96,9 @@ struct fake_vcpu *fake_vcpu(struct fake_vm *vm, uint32_t id);
 /* Rising edges of a wired line so far, and the level it has. */
 unsigned int fake_pulses(struct fake_vm *vm, uint32_t line);
 int fake_level(struct fake_vm *vm, uint32_t line);
+
+/* The descriptor of its interrupt controller, or 0. */
+int fake_aia(struct fake_vm *vm);
 
 /* The memslot: 0 if there is none. */
 uint64_t fake_slot(struct fake_vm *vm, uint64_t *gpa, void **hva);

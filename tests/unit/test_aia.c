@@ -19,7 +19,9 @@ enum { CONFIG = 0, ADDR = 1, CTRL = 2, APLIC = 3, IMSIC = 4 };
 #define EIDELIVERY(hart) ((uint64_t)(hart) << 12 | 0x70)
 
 #define EDGE		4u
+#define FALLING		5u
 #define LEVEL		6u
+#define LOW		7u
 
 static struct vmm_error err;
 static struct machine m;
@@ -200,7 +202,7 @@ static struct writer save(void)
 {
 	struct writer w = { 0 };
 
-	m.irqchip->ops->save(m.irqchip, &w);
+	assert_ok(m.irqchip->ops->save(m.irqchip, &w, &err));
 	assert_int_equal(w.failed, 0);
 	return w;
 }
@@ -228,6 +230,17 @@ static void use(uint32_t harts)
 	kvm_irq_line(m.vm, 7, 1);		/* an edge that is not over */
 	kvm_irq_line(m.vm, 21, 1);
 	kvm_irq_line(m.vm, 23, 1);		/* of an inactive source */
+	set(APLIC, SOURCECFG(24), FALLING);
+	set(APLIC, SOURCECFG(25), LOW);		/* low, so it may be pending */
+	set(APLIC, SOURCECFG(26), LOW);
+	set(APLIC, SETIP, 1u << 25);
+	kvm_irq_line(m.vm, 26, 1);
+	set(APLIC, SOURCECFG(27), LEVEL);	/* that came and went */
+	kvm_irq_line(m.vm, 27, 1);
+	kvm_irq_line(m.vm, 27, 0);
+	set(APLIC, SOURCECFG(28), LOW);
+	kvm_irq_line(m.vm, 28, 0);
+	kvm_irq_line(m.vm, 28, 1);
 	for (i = 0; i < harts; i++) {
 		set(IMSIC, EIE(i), 0x7ffffffeu);
 		set(IMSIC, EITHRESHOLD(i), 20 + i);
@@ -259,7 +272,9 @@ static void test_save_load(void **state)
 	for (i = 0; i < 3; i++)
 		assert_int_equal(get(IMSIC, EIP(i)), eip[i]);
 	assert_true(fake_level(fake_vm(), 7) && fake_level(fake_vm(), 21) &&
-		    fake_level(fake_vm(), 23));
+		    fake_level(fake_vm(), 23) && fake_level(fake_vm(), 26) && fake_level(fake_vm(), 28));
+	assert_int_equal(get(APLIC, SETIP), 3u << 21 | 1u << 25 | 3u << 27);
+	assert_false(fake_level(fake_vm(), 27) || fake_level(fake_vm(), 24) || fake_level(fake_vm(), 25));
 	/* The end of the old edge is none; the next one is. */
 	set(IMSIC, EIP(1), 0);
 	kvm_irq_line(m.vm, 7, 0);
@@ -288,7 +303,9 @@ static void test_load_order(void **state)
 		const struct fake_record *r = &fake.log[i];
 
 		if (r->group == FAKE_LINE) {
-			assert_int_equal(source + target + imsic + domain, 0);
+			assert_int_equal(imsic + domain, 0);
+			/* But for a level that comes and goes. */
+			assert_true(source + target == 0 || r->attr >= 27);
 			line++;
 		} else if (r->group == APLIC && r->attr == DOMAINCFG) {
 			assert_int_equal(i, fake.logged - 1);
@@ -300,14 +317,14 @@ static void test_load_order(void **state)
 			assert_int_equal(fake.log[i - 1].attr, SOURCECFG((r->attr - 0x3000) / 4));
 			target++;
 		} else if (r->group == APLIC) {
-			assert_int_equal(source, target);
+			assert_true(target > 0);
 			assert_true(source > 0);
 		} else {
 			assert_int_equal(r->group, IMSIC);
 			imsic++;
 		}
 	}
-	assert_int_equal(line, 3);
+	assert_int_equal(line, 5 + 4);
 	assert_int_equal(domain, 1);
 	assert_int_equal(imsic, 2 * 3 + 1);	/* and what is pending on one */
 	free(w.data);
@@ -392,9 +409,29 @@ static void test_save_fails(void **state)
 	(void)state;
 	make(1);
 	fake.fault = no_get;
-	m.irqchip->ops->save(m.irqchip, &w);
+	m.irqchip->ops->save(m.irqchip, &w, &err);
 	fake.fault = NULL;
 	assert_int_not_equal(w.failed, 0);
+	free(w.data);
+	rig_free(&m);
+}
+
+/* What cannot be restored is not saved; what a file in memory makes of identity 31
+   is no other one. */
+static void test_save_wide(void **state)
+{
+	struct writer w = { 0 };
+
+	(void)state;
+	make(2);
+	set(IMSIC, EIE(1), 0xffffffff80000000);
+	w = save();
+	free(w.data);
+	memset(&w, 0, sizeof(w));
+	fake.narrow = 0;
+	set(IMSIC, EIE(1), 1ull << 32 | 4);
+	assert_fails(m.irqchip->ops->save(m.irqchip, &w, &err), VMM_ENOTSUP,
+		     "hart 1 uses interrupt identities from 32 on");
 	free(w.data);
 	rig_free(&m);
 }
@@ -405,7 +442,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_modes), T(test_harts), T(test_kvm_fails), T(test_narrow), T(test_pulses),
 		T(test_save_load), T(test_load_order), T(test_load_fresh), T(test_load_errors),
-		T(test_load_anything), T(test_save_fails),
+		T(test_load_anything), T(test_save_fails), T(test_save_wide),
 	};
 
 	time_limit(10);

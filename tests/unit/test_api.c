@@ -126,6 +126,47 @@ static int do_net(struct vmm *vm)
 	return rc;
 }
 
+/* What a vhost-user back end answers, in the socket before it is asked. */
+static void answer(int fd, uint32_t request, uint64_t val, uint32_t size)
+{
+	struct {
+		uint32_t	request, flags, size;
+		uint64_t	val;
+		uint8_t		more[64];
+	} __attribute__((packed)) m = { request, 5, size, val, { 0 } };
+
+	assert_int_equal(send(fd, &m, 12 + size, MSG_NOSIGNAL), 12 + size);
+}
+
+static int add_vhost(struct vmm *vm, int blk, int p[2])
+{
+	if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p) < 0)
+		return 1;
+	answer(p[1], 1, 1ull << 32 | 1ull << 30, 8);	/* GET_FEATURES */
+	answer(p[1], 15, 1ull << 9, 8);			/* GET_PROTOCOL_FEATURES: CONFIG */
+	answer(p[1], 24, 0, 72);			/* GET_CONFIG */
+	return blk ? vmm_add_vhost_blk(vm, "vhost0", p[0], &err) :
+		     vmm_add_fs(vm, "vhost0", p[0], &err);
+}
+
+static int do_fs(struct vmm *vm)
+{
+	int p[2], rc = add_vhost(vm, 0, p);
+
+	close(p[0]);
+	close(p[1]);
+	return rc;
+}
+
+static int do_vhost_blk(struct vmm *vm)
+{
+	int p[2], rc = add_vhost(vm, 1, p);
+
+	close(p[0]);
+	close(p[1]);
+	return rc;
+}
+
 static int do_vsock(struct vmm *vm)
 {
 	return vmm_add_vsock(vm, 3, &err);
@@ -212,6 +253,8 @@ static const struct {
 	{ "vmm_add_blk", do_blk,	{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_add_net", do_net,	{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_add_vsock", do_vsock,	{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
+	{ "vmm_add_fs", do_fs,		{ 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
+	{ "vmm_add_vhost_blk", do_vhost_blk, { 0, S, S, S, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_fdt", do_fdt,		{ 0, 0, 0, 0, B }, { 0, 1, 2, 3, 4 } },
 	{ "vmm_start", do_start,	{ 0, S, 0, S, B }, { 1, 1, 1, 3, 4 } },
 	{ "vmm_pause", do_pause,	{ S, 0, S, S, B }, { 0, 2, 2, 3, 4 } },
@@ -314,6 +357,10 @@ static void test_null_arguments(void **state)
 	assert_fails(vmm_add_net(vm, "n", -1, NULL, &err), VMM_EINVAL, "no descriptor");
 	assert_fails(vmm_add_net(vm, NULL, kernel, NULL, &err), VMM_EINVAL, "name");
 	assert_fails(vmm_add_net(vm, "n", kernel, NULL, &err), err.code, "n");
+	assert_fails(vmm_add_fs(vm, "f", -1, &err), VMM_EINVAL, "no descriptor");
+	assert_fails(vmm_add_fs(vm, NULL, kernel, &err), VMM_EINVAL, "name");
+	assert_fails(vmm_add_fs(vm, "f", kernel, &err), VMM_ESYS, "f: ");
+	assert_fails(vmm_add_vhost_blk(vm, "b", 901, &err), VMM_ESYS, "b: ");
 	assert_fails(vmm_add_vsock(vm, 2, &err), VMM_EINVAL, "CID 2");
 	assert_fails(vmm_add_vsock(vm, 0xffffffff, &err), VMM_EINVAL, "CID 4294967295");
 	assert_fails(vmm_connect(vm, 1, 0, &fd, &err), VMM_EINVAL, "vsock");
@@ -325,6 +372,119 @@ static void test_null_arguments(void **state)
 	assert_fails(vmm_listen(NULL, 1, &fd, &err), VMM_EINVAL, "no machine");
 	assert_fails(vmm_balloon(vm, NULL, 0, &err), VMM_EINVAL, "no balloon");
 	assert_fails(vmm_balloon(vm, "b", 0, &err), VMM_EINVAL, "no balloon b");
+	vmm_free(vm);
+}
+
+/* What is told to devices there are, and of whom it can be asked. */
+static void test_tuning(void **state)
+{
+	struct vmm_balloon_stats b = VMM_BALLOON_STATS_INIT;
+	char path[] = "/tmp/test_api.XXXXXX";
+	int fd = mkstemp(path);
+	struct vmm *vm = in_state(VMM_NEW), *clone;
+	struct vmm_snap *snap;
+
+	(void)state;
+	assert_int_equal(ftruncate(fd, 8192), 0);
+	assert_ok(vmm_add_blk(vm, "disk0", path, 0, &err));
+	assert_ok(vmm_add_console(vm, "con0", -1, -1, &err));
+	assert_ok(vmm_add_balloon(vm, "balloon", &err));
+	assert_ok(do_net(vm));
+	/* Things that a machine does not have, or that are something else. */
+	assert_fails(vmm_set_queues(vm, "disk1", 2, &err), VMM_EINVAL, "no blk disk1");
+	assert_fails(vmm_set_queues(vm, "net0", 2, &err), VMM_EINVAL, "net0");
+	assert_fails(vmm_set_queues(vm, NULL, 2, &err), VMM_EINVAL, "no blk ");
+	assert_fails(vmm_limit(vm, "con0", 1, 1, &err), VMM_EINVAL, "no blk or net con0");
+	assert_fails(vmm_resize_blk(vm, "con0", &err), VMM_EINVAL, "con0");
+	assert_fails(vmm_resize_console(vm, "disk0", 80, 25, &err), VMM_EINVAL, "disk0");
+	assert_fails(vmm_add_port(vm, "disk0", "p", -1, -1, &err), VMM_EINVAL, "disk0");
+	assert_fails(vmm_add_port(vm, "con0", "", -1, -1, &err), VMM_EINVAL, "port");
+	assert_fails(vmm_add_port(vm, "con0", NULL, -1, -1, &err), VMM_EINVAL, "port");
+	assert_fails(vmm_add_port(vm, "con0", "a-name-of-more-than-31-characters", -1, -1, &err),
+		     VMM_EINVAL, "too long");
+	assert_fails(vmm_balloon_stat(vm, "con0", &b, &err), VMM_EINVAL, "con0");
+	assert_fails(vmm_balloon_stat(vm, "balloon", NULL, &err), VMM_EINVAL, "no struct");
+	/* Queues: 1 to 64. */
+	assert_fails(vmm_set_queues(vm, "disk0", 0, &err), VMM_EINVAL, "0 queues");
+	assert_fails(vmm_set_queues(vm, "disk0", 65, &err), VMM_EINVAL, "65 queues");
+	assert_ok(vmm_set_queues(vm, "disk0", 64, &err));
+	assert_ok(vmm_set_queues(vm, "disk0", 3, &err));
+	/* Ports. */
+	assert_ok(vmm_add_port(vm, "con0", "a", -1, -1, &err));
+	assert_fails(vmm_add_port(vm, "con0", "a", -1, -1, &err), VMM_EINVAL, "port a already");
+	assert_ok(vmm_add_port(vm, "con0", "b", -1, -1, &err));
+	assert_ok(vmm_limit(vm, "disk0", 1000000, 0, &err));
+	assert_ok(vmm_limit(vm, "net0", 0, 1000, &err));
+	assert_ok(vmm_resize_console(vm, "con0", 100, 30, &err));
+	assert_fails(vmm_trim(vm, "balloon", 0, &err), VMM_ESTATE, "NEW");
+	assert_ok(vmm_start(vm, &err));
+	assert_fails(vmm_trim(vm, "balloon", 0, &err), VMM_ENOTSUP, "no driver");
+	assert_fails(vmm_trim(vm, "balloon", -2, &err), VMM_EINVAL, "timeout");
+	assert_fails(vmm_trim(vm, "disk0", 0, &err), VMM_EINVAL, "no balloon disk0");
+	assert_ok(vmm_limit(vm, "disk0", 1000000, 7, &err));
+	assert_ok(vmm_resize_console(vm, "con0", 101, 30, &err));
+	assert_int_equal(ftruncate(fd, 511), 0);
+	assert_fails(vmm_resize_blk(vm, "disk0", &err), VMM_EINVAL, "511");
+	assert_int_equal(ftruncate(fd, 16384), 0);
+	assert_ok(vmm_resize_blk(vm, "disk0", &err));
+	assert_ok(vmm_balloon(vm, "balloon", 1 * MiB, &err));
+	assert_ok(vmm_balloon_stat(vm, "balloon", &b, &err));
+	assert_int_equal(b.target, 1 * MiB);
+	assert_int_equal(b.answers, 0);
+	assert_fails(vmm_set_queues(vm, "disk0", 2, &err), VMM_ESTATE, "RUNNING");
+	assert_fails(vmm_add_port(vm, "con0", "c", -1, -1, &err), VMM_ESTATE, "RUNNING");
+	/* All of it is there again where it is restored. */
+	assert_ok(vmm_pause(vm, &err));
+	assert_ok(vmm_snap_take(&snap, vm, &err));
+	vmm_free(vm);
+	assert_ok(vmm_restore(&clone, snap, NULL, &err));
+	assert_fails(vmm_set_queues(clone, "disk0", 2, &err), VMM_ENOTSUP, "keeps its 3 queues");
+	assert_ok(vmm_add_console(clone, "con0", -1, -1, &err));
+	assert_ok(vmm_add_port(clone, "con0", "b", -1, -1, &err));
+	assert_ok(vmm_add_port(clone, "con0", "a", -1, -1, &err));
+	assert_fails(vmm_add_port(clone, "con0", "c", -1, -1, &err), VMM_EINVAL, "no port c");
+	assert_ok(vmm_balloon_stat(clone, "balloon", &b, &err));
+	assert_int_equal(b.target, 1 * MiB);
+	assert_fails(vmm_resize_blk(clone, "disk0", &err), VMM_ESTATE, "no file yet");
+	assert_ok(vmm_start(clone, &err));
+	assert_ok(vmm_resize_blk(clone, "disk0", &err));
+	assert_ok(vmm_stop(clone, &err));
+	assert_ok(vmm_reset(clone, &err));
+	assert_ok(vmm_add_port(clone, "con0", "a", -1, -1, &err));
+	vmm_free(clone);
+	vmm_snap_free(snap);
+	unlink(path);
+	close(fd);
+}
+
+/* A machine part of which is in another process: paused, but not saved; and it
+   hears when that is gone. */
+static void test_vhost(void **state)
+{
+	struct vmm *vm = in_state(VMM_NEW);
+	struct vmm_snap *snap;
+	struct vmm_event ev;
+	char c = 0;
+	int p[2];
+
+	(void)state;
+	assert_ok(vmm_write(vm, MAP_RAM + 2 * MiB, "x", 1, &err));
+	assert_ok(add_vhost(vm, 0, p));
+	/* RAM is another kind now, and holds what it did. */
+	assert_ok(vmm_read(vm, MAP_RAM + 2 * MiB, &c, 1, &err));
+	assert_int_equal(c, 'x');
+	close(p[0]);
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_pause(vm, &err));
+	assert_fails(vmm_snap_take(&snap, vm, &err), VMM_ENOTSUP, "vhost0");
+	assert_ok(vmm_start(vm, &err));
+	close(p[1]);
+	ev = rig_event(vm, VMM_EV_DEVICE);
+	assert_non_null(strstr(ev.detail, "vhost0: its back end is gone"));
+	assert_int_equal(vmm_state(vm), VMM_RUNNING);
+	assert_ok(vmm_pause(vm, &err));
+	assert_ok(vmm_reset(vm, &err));
+	assert_ok(vmm_start(vm, &err));
 	vmm_free(vm);
 }
 
@@ -613,7 +773,8 @@ static void test_probe(void **state)
 	assert_int_equal(h.vlenb, 32);
 	assert_int_equal(h.timebase_hz, 10000000);
 	assert_memory_equal(h.isa, "rv64imafdcv_", 12);
-	assert_true(h.kernel[0] && h.note[0]);
+	assert_true(h.kernel[0] && h.note[0] && h.lazy_note[0]);
+	assert_in_range(h.lazy, 0, 1);
 	fake.isa[0] &= ~(1ull << 15);
 	fake.satp = 10;
 	h = (struct vmm_host)VMM_HOST_INIT;
@@ -1178,7 +1339,7 @@ static void test_signals(void **state)
 	handled = handled_elsewhere = 0;
 	for (i = 0; i < 6; i++)
 		sigaction(signals[i], &sa, &old[i]);
-	sigaction(SIGRTMIN, &sa, &old[6]);	/* what vCPUs are kicked with */
+	sigaction(SIGSTKFLT, &sa, &old[6]);	/* what vCPUs are kicked with */
 	fake.guest = busy;
 	fake.boot_all = 1;
 	vm = rig_vmm(kernel, 4);
@@ -1192,7 +1353,7 @@ static void test_signals(void **state)
 	vmm_free(vm);
 	for (i = 0; i < 6; i++)
 		sigaction(signals[i], &old[i], NULL);
-	sigaction(SIGRTMIN, &old[6], NULL);
+	sigaction(SIGSTKFLT, &old[6], NULL);
 	assert_int_equal(handled_elsewhere, 0);
 	assert_int_equal(handled, 20 * 6);
 	close(null);
@@ -1250,6 +1411,58 @@ static void test_sigpipe(void **state)
 	rig_event(vm, VMM_EV_SHUTDOWN);
 	vmm_free(vm);
 	close(p[1]);
+}
+
+/* A child that frees its copy keeps no descriptor of any device, and the parent's
+   devices go on. */
+static void test_fork_devices(void **state)
+{
+	char path[] = "/tmp/test_api.XXXXXX";
+	int file = mkstemp(path), before = fds(), p[2], v[2], out, status;
+	struct vmm *vm = in_state(VMM_NEW);
+	char c = 0;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(ftruncate(file, 1 << 20), 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, p), 0);
+	assert_ok(vmm_add_serial(vm, p[0], p[0], &err));
+	assert_ok(vmm_add_console(vm, "con0", p[0], p[0], &err));
+	assert_ok(vmm_add_blk(vm, "disk0", path, VMM_OVERLAY | VMM_DIRECT, &err));
+	assert_ok(do_net(vm));
+	assert_ok(do_vsock(vm));
+	assert_ok(do_balloon_device(vm));
+	assert_ok(add_vhost(vm, 0, v));
+	close(v[0]);
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_listen(vm, 1, &out, &err));
+	pid = fork();
+	if (pid == 0) {
+		vmm_free(vm);
+		close(p[0]);
+		close(p[1]);
+		close(v[1]);
+		close(out);
+		_exit(fds() == before ? 0 : 1);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	if (!WIFEXITED(status) || WEXITSTATUS(status))
+		fail_msg("the child ended with 0x%x", (unsigned int)status);
+	/* Output still comes, by the parent's I/O thread. */
+	loop_lock(&rig_inside(vm)->loop);
+	bus_write(&rig_inside(vm)->bus, MAP_UART, 1, '!');
+	loop_unlock(&rig_inside(vm)->loop);
+	assert_int_equal(read(p[1], &c, 1), 1);
+	assert_int_equal(c, '!');
+	close(v[1]);
+	rig_event(vm, VMM_EV_DEVICE);
+	close(out);
+	vmm_free(vm);
+	close(p[0]);
+	close(p[1]);
+	assert_int_equal(fds(), before);
+	unlink(path);
+	close(file);
 }
 
 static void test_fork(void **state)
@@ -1365,7 +1578,8 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_states), T(test_null_machine), T(test_null_arguments), T(test_config_size),
+		T(test_states), T(test_null_machine), T(test_null_arguments), T(test_vhost), T(test_tuning),
+		T(test_config_size),
 		T(test_out_sizes), T(test_defaults), T(test_bad_config), T(test_too_large),
 		T(test_no_room_for_tree), T(test_permission), T(test_bad_host), T(test_probe),
 		T(test_boot), T(test_memory), T(test_stats), T(test_log), T(test_ownership),
@@ -1373,7 +1587,7 @@ int main(void)
 		T(test_any_order), T(test_many), T(test_many_devices),
 		T(test_two_threads), T(test_storm),
 		T(test_storm_with_resets), T(test_signals), T(test_signal_state), T(test_sigpipe),
-		T(test_fork), T(test_exec), T(test_no_descriptors),
+		T(test_fork), T(test_fork_devices), T(test_exec), T(test_no_descriptors),
 	};
 
 	time_limit(40);

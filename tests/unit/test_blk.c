@@ -8,9 +8,11 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 
@@ -377,6 +379,27 @@ static void test_discard(void **state)
 	assert_int_equal(t->d.lines, 0);
 }
 
+/* On tmpfs, which cannot zero a range but can punch a hole. */
+static void test_zeroes_in_memory(void **state)
+{
+	static const uint8_t zero[8192];
+	struct disk_test *t = *state;
+	uint8_t buf[8192];
+
+	t->cfg.path = NULL;
+	t->cfg.fd = memfd_create("disk", MFD_CLOEXEC);
+	memset(buf, 1, sizeof(buf));
+	assert_int_equal(pwrite(t->cfg.fd, buf, sizeof(buf), 0), sizeof(buf));
+	start(t, BLK_BASE_FEATURES);
+	assert_int_equal(unmap(&t->d, VIRTIO_BLK_T_WRITE_ZEROES, 1, 14, 0), 0);
+	assert_int_equal(ask_wait(&t->d, VIRTIO_BLK_T_IN, 0, 8192, NULL, buf), 0);
+	assert_memory_equal(buf + 512, zero, 14 * 512);
+	assert_int_equal(buf[511], 1);
+	assert_int_equal(buf[15 * 512], 1);
+	close(t->cfg.fd);
+	assert_int_equal(t->d.lines, 0);
+}
+
 /* ---- Many at once ---------------------------------------------------------------- */
 
 static void depth(struct disk_test *t, uint32_t flags, uint32_t queues)
@@ -420,6 +443,43 @@ static void test_depth(void **state)
 	depth(*state, BLK_OVERLAY, 4);
 }
 
+/* After a while of single ones it is tried whether many come at a time: those are
+   taken together, for one interrupt, until only single ones come again. */
+static void test_many(void **state)
+{
+	enum { MANY = 6 };
+	struct disk_test *t = *state;
+	struct driver *d = &t->d;
+	int i, round, irqs;
+	uint64_t brk;
+
+	start(t, BLK_BASE_FEATURES | DRV_EVENT_IDX | DRV_INDIRECT);
+	for (i = 0; i < 255; i++)
+		assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, 8, 4096, NULL, NULL), 0);
+	brk = d->brk;
+	for (round = 0; round < 5; round++, d->brk = brk) {
+		loop_hold(&d->loop);
+		irqs = drv_irqs(d);
+		for (i = 0; i < MANY; i++) {
+			ask(d, 0, VIRTIO_BLK_T_IN, 8, 4096, NULL);
+			drv_notify(d, 0);
+		}
+		assert_false(drv_get(d, 0, NULL, NULL));
+		loop_release(&d->loop);
+		for (i = 0; i < MANY; i++)
+			assert_true(drv_wait(d, 0, NULL, NULL));
+		drv_read(d, VIRTIO_MMIO_STATUS);	/* the lock: it has been signalled */
+		assert_int_equal(drv_irqs(d), irqs + 1);
+	}
+	for (i = 0; i < 4; i++)
+		assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, 8, 4096, NULL, NULL), 0);
+	loop_hold(&d->loop);
+	ask(d, 0, VIRTIO_BLK_T_IN, 8, 4096, NULL);
+	drv_notify(d, 0);
+	assert_true(drv_get(d, 0, NULL, NULL));
+	loop_release(&d->loop);
+}
+
 /* Held and let go again and again, with requests on their way: none is lost. */
 static void test_pause(void **state)
 {
@@ -445,21 +505,65 @@ static void test_pause(void **state)
 	}
 }
 
-static void test_reset(void **state)
+/* The overlay has every other sector of the first n, so that they are n pieces. */
+static void interleave(struct disk_test *t, uint32_t n)
 {
+	uint8_t buf[512];
+	uint32_t i;
+
+	for (i = 0; i < n; i += 2) {
+		memset(buf, (int)i + 1, sizeof(buf));
+		assert_int_equal(ask_wait(&t->d, VIRTIO_BLK_T_OUT, i, sizeof(buf), buf, NULL), 0);
+	}
+}
+
+/* A request that is much work is not done at once. */
+static void test_pieces(void **state)
+{
+	enum { PIECES = 1000 };
 	struct disk_test *t = *state;
+	struct driver *d = &t->d;
+	uint8_t want[512];
+	struct request r;
+	uint32_t i;
+
+	t->cfg.flags = BLK_OVERLAY;
+	start(t, BLK_BASE_FEATURES);
+	interleave(t, PIECES);
+	loop_hold(&d->loop);
+	r = ask(d, 0, VIRTIO_BLK_T_IN, 0, PIECES * 512, NULL);
+	drv_notify(d, 0);
+	assert_false(drv_get(d, 0, NULL, NULL));
+	loop_release(&d->loop);
+	assert_true(drv_wait(d, 0, NULL, NULL));
+	assert_int_equal(*(uint8_t *)drv_hva(d, r.status), 0);
+	for (i = 0; i < PIECES; i++) {
+		memset(want, (int)i + 1, sizeof(want));
+		if (i % 2)
+			assert_int_equal(pread(t->fd, want, sizeof(want), i * 512), sizeof(want));
+		assert_memory_equal((uint8_t *)drv_hva(d, r.data) + i * 512, want, sizeof(want));
+	}
+	drv_detach(d);
+}
+
+static void reset(struct disk_test *t, uint32_t flags, uint32_t len)
+{
 	struct driver *d = &t->d;
 	uint64_t brk;
 	uint32_t round, i;
 	uint8_t *p;
 
-	t->cfg.flags = BLK_DIRECT;
+	t->cfg.flags = flags;
 	start(t, BLK_BASE_FEATURES);
+	if (flags & BLK_OVERLAY)
+		interleave(t, 4096);
 	for (round = 0; round < 20; round++) {
 		brk = d->brk;
 		for (i = 0; i < DRV_NUM; i++)
-			ask(d, 0, VIRTIO_BLK_T_IN, rnd() % 4096, 65536, NULL);
+			ask(d, 0, VIRTIO_BLK_T_IN, rnd() % 4096, len, NULL);
 		drv_notify(d, 0);
+		if (round & 1)		/* some have been begun, maybe */
+			sched_yield();
 		drv_write(d, VIRTIO_MMIO_STATUS, 0);
 		/* From here on nothing is touched. */
 		p = drv_hva(d, brk);
@@ -471,6 +575,13 @@ static void test_reset(void **state)
 		drv_start(d, BLK_BASE_FEATURES);
 	}
 	exercise(t, 10);
+	drv_detach(d);
+}
+
+static void test_reset(void **state)
+{
+	reset(*state, BLK_DIRECT, 65536);
+	reset(*state, BLK_OVERLAY, 262144);
 }
 
 /* ---- Overlay, saved state ------------------------------------------------------- */
@@ -553,10 +664,12 @@ static void test_save(void **state)
 	struct writer w, w2;
 	struct reader cut;
 	uint8_t want[4096];
+	char away[80];
 	size_t n;
 	uint32_t i;
 
 	t->cfg.bytes_per_sec = 1u << 30;
+	t->cfg.queues = 3;
 	start(t, BLK_BASE_FEATURES);
 	for (i = 0; i < 8; i++)
 		r[i] = ask(d, 0, VIRTIO_BLK_T_IN, 50 * i, 4096, NULL);
@@ -566,6 +679,7 @@ static void test_save(void **state)
 	drv_detach(d);
 	t->cfg.path = NULL;
 	t->cfg.bytes_per_sec = 0;
+	t->cfg.queues = 0;
 	assert_int_equal(blk_new(&v, &d->env, "disk0", &t->cfg, &err), 0);
 	drv_attach(d, v);
 	for (n = 0; n < w.len; n++) {
@@ -576,6 +690,7 @@ static void test_save(void **state)
 	drv_save(d, &w2);
 	assert_int_equal(w2.len, w.len);
 	assert_memory_equal(w2.data, w.data, w.len);
+	assert_int_equal(d->v->nqueues, 3);
 	assert_int_equal(transport_open(d->dev, &err), 0);
 	drv_run(d);
 	for (i = 0; i < 8; i++) {
@@ -592,6 +707,13 @@ static void test_save(void **state)
 	drv_attach(d, v);
 	assert_int_equal(drv_load(d, &w, &err), 0);
 	assert_int_equal(transport_open(d->dev, &err), VMM_EVERSION);
+	assert_non_null(strstr(err.message, "the disk disk0 had"));
+	/* Or is not there. */
+	snprintf(away, sizeof(away), "%s.away", t->path);
+	assert_int_equal(rename(t->path, away), 0);
+	assert_int_equal(transport_open(d->dev, &err), VMM_ESYS);
+	assert_non_null(strstr(err.message, t->path));
+	assert_int_equal(rename(away, t->path), 0);
 	t->cfg.path = t->path;
 	assert_int_equal(blk_replace(v, &t->cfg, &err), VMM_EINVAL);
 	assert_int_equal(ftruncate(t->fd, DISK_SIZE), 0);
@@ -809,7 +931,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_rw), T(test_rw_threads), T(test_forbidden), T(test_rw_direct), T(test_writethrough),
 		T(test_loop), T(test_requests), T(test_broken_requests), T(test_readonly),
-		T(test_discard), T(test_depth), T(test_pause), T(test_reset), T(test_overlay),
+		T(test_discard), T(test_zeroes_in_memory), T(test_depth), T(test_many), T(test_pause), T(test_pieces), T(test_reset),
+		T(test_overlay),
 		T(test_save), T(test_descriptor), T(test_resize), T(test_resize_overlay), T(test_no_write),
 		T(test_truncated),
 		T(test_full), T(test_refused), T(test_limits),

@@ -6,9 +6,18 @@
  */
 #include "rig.h"
 
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include "../../core/uffd.h"
+#include "../../riscv/isa.h"
 #include "../../riscv/regs.h"
 #include "../../vmm_guest.h"
 
@@ -151,6 +160,57 @@ static void test_clone(void **state)
 	assert_int_equal(fds(), before);
 }
 
+/* One that is held goes back in place, if KVM can make a vCPU as new: there nothing is left
+   of what it was. */
+static void test_in_place(void **state)
+{
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s = take(vm);
+	const uint32_t cfg = 6, target = 1 << 18 | 5;
+	const uint64_t pattern = 0x123456789abcdef;
+	uint64_t gpa, fp = REG_RISCV | REG_U64 | 0x06000007;
+	void *hva;
+	unsigned int vms;
+	uint32_t v;
+	int i, aia;
+
+	(void)state;
+	vmm_free(vm);
+	for (i = 0; i < 3; i++) {
+		fake.missing_cap = i == 2 ? KVM_CAP_MP_INIT : 0;
+		a = cloned(s);
+		vms = fake.vms;
+		assert_ok(vmm_start(a, &err));
+		rig_event(a, VMM_EV_DOORBELL);
+		assert_ok(i == 1 ? vmm_stop(a, &err) : vmm_pause(a, &err));
+		assert_ok(vmm_write(a, HERE, "clone a!", 8, &err));
+		assert_ok(vmm_write(a, HERE + 65536, "was zero", 8, &err));
+		/* What the snapshot has as zero, and a fresh vCPU, too. */
+		assert_int_equal(kvm_reg_set(vcpu0(a), fp, &pattern), 0);
+		aia = fake_aia(fake_vm());
+		assert_int_equal(kvm_attr_set(aia, 3, 0x4 + 4 * 20, &cfg), 0);
+		assert_int_equal(kvm_attr_set(aia, 3, 0x3004 + 4 * 20, &target), 0);
+		assert_int_equal(kvm_attr_set(aia, 4, 0xc0, &pattern), 0);
+		assert_ok(vmm_reset(a, &err));
+		assert_int_equal(vmm_state(a), VMM_NEW);
+		assert_int_equal(fake.vms, i == 0 ? vms : vms + 1);
+		fake_slot(fake_vm(), &gpa, &hva);
+		check(a);
+		assert_int_equal(reg(a, fp), 0);
+		holds(a, "original");
+		assert_int_equal(*(uint64_t *)((uint8_t *)hva + (HERE + 65536 - MAP_RAM)), 0);
+		aia = fake_aia(fake_vm());
+		assert_int_equal(kvm_attr_get(aia, 3, 0x4 + 4 * 20, &v), 0);
+		assert_int_equal(v, 0);
+		assert_int_equal(kvm_attr_get(aia, 3, 0x3004 + 4 * 20, &v), 0);
+		assert_int_equal(v, 0);
+		assert_ok(vmm_start(a, &err));
+		rig_event(a, VMM_EV_DOORBELL);
+		vmm_free(a);
+	}
+	vmm_snap_free(s);
+}
+
 /* A clone has an identity of its own; one that goes on for the original has not. */
 static void test_identity(void **state)
 {
@@ -198,6 +258,58 @@ static void test_time(void **state)
 	assert_ok(vmm_start(vm, &err));
 	assert_ok(vmm_pause(vm, &err));
 	assert_true(reg(vm, TIMER_TIME) + fake.hz / 20 >= t);
+	vmm_free(a);
+	vmm_free(vm);
+	vmm_snap_free(s);
+}
+
+/* KVM works out from an interrupt file what is pending in sip, and forgets that when
+   sip is written: the file comes behind. */
+static void test_order(void **state)
+{
+	const uint64_t seip = 1 << 9, on = 1, eie0 = 0xc0, eidelivery = 0x70;
+	struct { struct irqchip chip; struct machine *m; int fd; } *aia;
+	struct vmm *vm = original(), *a;
+	struct vmm_snap *s;
+
+	(void)state;
+	aia = (void *)rig_inside(vm)->irqchip;
+	assert_int_equal(kvm_reg_set(vcpu0(vm), CSR_SIP, &seip), 0);
+	assert_int_equal(kvm_attr_set(aia->fd, 4, eie0, &seip), 0);
+	assert_int_equal(kvm_attr_set(aia->fd, 4, eidelivery, &on), 0);
+	s = take(vm);
+	a = cloned(s);
+	assert_int_equal(reg(a, CSR_SIP), seip);
+	assert_int_equal(fake.violations, 0);
+	/* The other way round is found. */
+	assert_int_equal(kvm_reg_set(vcpu0(a), CSR_SIP, &seip), 0);
+	assert_int_equal(fake.violations, 1);
+	fake.violations = 0;
+	vmm_free(a);
+	vmm_free(vm);
+	vmm_snap_free(s);
+}
+
+/* Without Sstc KVM counts from the guest's time: that is there before (rig). */
+static void test_timers(void **state)
+{
+	const uint64_t due = 1000000, now = 1000;
+	struct vmm *vm, *a;
+	struct vmm_snap *s;
+
+	(void)state;
+	fake.isa[0] &= ~(1ull << ISA_SSTC);
+	vm = original();
+	assert_int_equal(kvm_reg_set(vcpu0(vm), TIMER_TIME, &now), 0);
+	assert_int_equal(kvm_reg_set(vcpu0(vm), TIMER_COMPARE, &due), 0);
+	s = take(vm);
+	a = cloned(s);
+	assert_ok(vmm_start(a, &err));
+	assert_ok(vmm_pause(a, &err));
+	assert_int_equal(reg(a, TIMER_COMPARE), due);
+	assert_int_equal(reg(a, TIMER_STATE), 1);
+	assert_ok(vmm_reset(a, &err));
+	assert_ok(vmm_start(a, &err));
 	vmm_free(a);
 	vmm_free(vm);
 	vmm_snap_free(s);
@@ -456,7 +568,7 @@ static void test_arguments(void **state)
 	assert_int_equal(read(fd, was, 6), 6);
 	close(fd);
 	assert_memory_equal(was, "was it", 6);
-	assert_int_equal(fds(), before);
+	assert_int_equal(fds(), before + 1);		/* the snapshot has KVM open */
 	vmm_snap_free(s);
 	vmm_free(vm);
 }
@@ -484,7 +596,7 @@ static void test_other_host(void **state)
 	assert_fails(vmm_restore(&a, s, NULL, &err), VMM_ENOTSUP, "no in-kernel AIA");
 	fake.aia = 1;
 	assert_null(a);
-	assert_int_equal(fds(), before);
+	assert_int_equal(fds(), before + 1);		/* the snapshot has KVM open */
 	a = cloned(s);
 	check(a);
 	vmm_free(a);
@@ -523,6 +635,76 @@ static void test_generations(void **state)
 		assert_string_equal(seen, text);
 	}
 	assert_in_range(fds(), before - 2, before + 2);
+	vmm_free(vm);
+}
+
+static uint64_t number_at(struct vmm *vm, uint64_t gpa)
+{
+	uint64_t n = 0;
+
+	assert_ok(vmm_read(vm, gpa, &n, sizeof(n), &err));
+	return n;
+}
+
+/* Children of a clone that runs, which has changed few pages or most of them: all are
+   as it was, also when reset, and it goes on alone. */
+static void test_children(void **state)
+{
+	const uint64_t end = MAP_RAM + 4 * MiB;
+	struct vmm *vm = original(), *parent, *child[3], *grandchild;
+	struct vmm_snap *s = take(vm), *forked;
+	int before = fds(), i;
+	uint64_t gpa, n, step;
+
+	(void)state;
+	for (step = MiB; step >= 4096; step /= 256) {
+		parent = cloned(s);
+		for (gpa = MAP_RAM; gpa < end; gpa += step)
+			assert_ok(vmm_write(parent, gpa, &gpa, sizeof(gpa), &err));
+		assert_ok(vmm_start(parent, &err));
+		assert_ok(vmm_pause(parent, &err));
+		forked = take(parent);
+		for (i = 0; i < 3; i++)
+			child[i] = cloned(forked);
+		n = 1;
+		assert_ok(vmm_write(parent, MAP_RAM, &n, sizeof(n), &err));
+		assert_ok(vmm_start(parent, &err));
+		for (gpa = MAP_RAM; gpa < end; gpa += step)
+			for (i = 0; i < 3; i++)
+				assert_int_equal(number_at(child[i], gpa), gpa);
+		n = 2;
+		assert_ok(vmm_write(child[0], MAP_RAM + MiB, &n, sizeof(n), &err));
+		assert_ok(vmm_write(child[0], MAP_RAM + 4096, &n, sizeof(n), &err));
+		assert_int_equal(number_at(child[1], MAP_RAM + MiB), MAP_RAM + MiB);
+		/* Of a child in turn; then that one goes back to what it was. */
+		assert_ok(vmm_start(child[0], &err));
+		assert_ok(vmm_pause(child[0], &err));
+		vmm_free(parent);
+		vmm_snap_free(forked);
+		forked = take(child[0]);
+		assert_ok(vmm_reset(child[0], &err));
+		assert_int_equal(number_at(child[0], MAP_RAM + MiB), MAP_RAM + MiB);
+		grandchild = cloned(forked);
+		assert_int_equal(number_at(grandchild, MAP_RAM + MiB), 2);
+		assert_int_equal(number_at(grandchild, MAP_RAM + 4096), 2);
+		assert_int_equal(number_at(grandchild, MAP_RAM), MAP_RAM);
+		/* Put together as a whole; those that exist do not mind. */
+		assert_ok(vmm_snap_write(forked, path, NULL, &err));
+		assert_ok(vmm_reset(grandchild, &err));
+		assert_int_equal(number_at(grandchild, MAP_RAM + MiB), 2);
+		vmm_free(grandchild);
+		vmm_snap_free(forked);
+		assert_ok(vmm_snap_open(&forked, path, &err));
+		grandchild = cloned(forked);
+		assert_int_equal(number_at(grandchild, MAP_RAM + 4096), 2);
+		assert_int_equal(number_at(grandchild, MAP_RAM), MAP_RAM);
+		vmm_free(grandchild);
+		vmm_snap_free(forked);
+		for (i = 0; i < 3; i++)
+			vmm_free(child[i]);
+	}
+	vmm_snap_free(s);
+	assert_int_equal(fds(), before - 1);
 	vmm_free(vm);
 }
 
@@ -584,6 +766,7 @@ static void test_threads(void **state)
 static void test_damage(void **state)
 {
 	struct vmm *vm = original(), *a;
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
 	struct vmm_snap *s = take(vm), *f;
 	uint8_t byte;
 	int fd, before, rc, refused = 0;
@@ -593,6 +776,7 @@ static void test_damage(void **state)
 	assert_ok(vmm_snap_write(s, path, NULL, &err));
 	vmm_snap_free(s);
 	vmm_free(vm);
+	how.memory = VMM_MEM_EAGER;
 	before = fds();
 	fd = open(path, O_RDWR | O_CLOEXEC);
 	size = lseek(fd, 0, SEEK_END);
@@ -603,7 +787,7 @@ static void test_damage(void **state)
 		memset(&err, 0, sizeof(err));
 		rc = vmm_snap_open(&f, path, &err);
 		if (rc == 0) {
-			rc = vmm_restore(&a, f, NULL, &err);
+			rc = vmm_restore(&a, f, &how, &err);
 			if (rc == 0) {
 				check(a);
 				vmm_free(a);
@@ -627,14 +811,152 @@ static void test_damage(void **state)
 	assert_ok(vmm_snap_verify(path, &err));
 }
 
+/* RAM that is damaged stops the machine that touches it, and no other. */
+static void test_lazy_damage(void **state)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm *vm = original(), *a, *b;
+	struct vmm_snap *s = take(vm), *f;
+	uint8_t buf[4096];
+	off_t at, size;
+	int fd;
+
+	(void)state;
+	memset(buf, 0, sizeof(buf));
+	getrandom(buf, sizeof(buf), 0);
+	assert_ok(vmm_write(vm, HERE - MiB, buf, sizeof(buf), &err));
+	vmm_snap_free(s);
+	s = take(vm);
+	assert_ok(vmm_snap_write(s, path, NULL, &err));
+	vmm_snap_free(s);
+	vmm_free(vm);
+	/* Noise is stored as it is: find it, and change it. */
+	fd = open(path, O_RDWR | O_CLOEXEC);
+	size = lseek(fd, 0, SEEK_END);
+	for (at = 0; at < size; at++) {
+		uint8_t there[16];
+
+		assert_true(pread(fd, there, 16, at) > 0);
+		if (memcmp(there, buf + 1024, 16) == 0)
+			break;
+	}
+	assert_true(at < size);
+	assert_int_equal(pwrite(fd, "damage", 6, at), 6);
+	close(fd);
+	assert_ok(vmm_snap_open(&f, path, &err));
+	fake.guest = NULL;
+	assert_ok(vmm_restore(&a, f, NULL, &err));
+	assert_ok(vmm_restore(&b, f, NULL, &err));
+	vmm_snap_free(f);
+	assert_ok(vmm_start(a, &err));
+	assert_ok(vmm_start(b, &err));
+	assert_int_equal(vmm_read(a, HERE - MiB, buf, 1, &err), VMM_EFORMAT);
+	assert_non_null(strstr(err.message, "is damaged"));
+	assert_non_null(strstr(err.message, path));
+	rig_event(a, VMM_EV_FAULT);
+	assert_int_equal(vmm_state(a), VMM_BROKEN);
+	holds(b, "original");
+	assert_int_equal(vmm_state(b), VMM_RUNNING);
+	vmm_free(a);
+	assert_ok(vmm_pause(b, &err));
+	/* A snapshot of it stands on what is damaged: all of it cannot be had. */
+	s = take(b);
+	vmm_free(b);
+	assert_fails(vmm_snap_write(s, "/dev/shm/test_clone", NULL, &err), VMM_EFORMAT, path);
+	how.memory = VMM_MEM_EAGER;
+	assert_fails(vmm_restore(&a, s, &how, &err), VMM_EFORMAT, path);
+	vmm_snap_free(s);
+}
+
+static int heard;
+
+static void hears(void *arg, int level, const char *line)
+{
+	(void)arg;
+	heard |= level == VMM_LOG_INFO && strstr(line, "userfaultfd") != NULL;
+}
+
+/* From now on this process has no userfaultfd, as in a container: not by its system
+   call, nor, if dev is set, by the device.  0: it could not be done. */
+static int forbid_userfaultfd(int dev)
+{
+	const struct sock_filter filter[] = {
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_userfaultfd, 4, 0),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_ioctl, 0, 2),
+		BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[1])),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, dev ? _IO(0xaa, 0) : ~0u, 1, 0),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+		BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+	};
+	const struct sock_fprog prog = { sizeof(filter) / sizeof(filter[0]),
+					 (struct sock_filter *)(uintptr_t)filter };
+
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+	       prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &prog) == 0;
+}
+
+/* What a process that may not do all does; how it went is its exit status. */
+static void child_restores(int way)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm_host host = VMM_HOST_INIT;
+	struct vmm_snap *f;
+	struct vmm *a;
+	int fd;
+
+	/* Only root may have it, usually. */
+	if (way == 0 && geteuid() == 0 && setuid(65534))
+		_exit(1);
+	if (way > 0 && !forbid_userfaultfd(way == 2))
+		_exit(0);
+	fd = uffd_open();
+	if (way == 2)
+		assert_int_equal(fd, -EPERM);
+	how.log = hears;
+	assert_ok(vmm_probe(&host, &err));
+	assert_int_equal(host.lazy, fd >= 0);
+	assert_non_null(strstr(host.lazy_note, fd >= 0 ? "userfaultfd is permitted" : "userfaultfd"));
+	assert_ok(vmm_snap_open(&f, path, &err));
+	assert_ok(vmm_restore(&a, f, &how, &err));
+	check(a);
+	vmm_free(a);
+	vmm_snap_free(f);
+	assert_int_equal(heard, fd < 0);
+	_exit(0);
+}
+
+/* Without userfaultfd all of RAM is read at once; the log and vmm_probe() say so. */
+static void test_not_lazy(void **state)
+{
+	struct vmm *vm = original();
+	struct vmm_snap *s = take(vm);
+	int status, way;
+	pid_t pid;
+
+	(void)state;
+	assert_ok(vmm_snap_write(s, path, NULL, &err));
+	vmm_snap_free(s);
+	vmm_free(vm);
+	chmod(path, 0644);
+	for (way = 0; way < 3; way++) {
+		pid = fork();
+		if (pid == 0)
+			child_restores(way);
+		assert_int_equal(waitpid(pid, &status, 0), pid);
+		assert_int_equal(status, 0);
+	}
+}
+
 int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_clone), T(test_identity), T(test_time), T(test_devices),
+		T(test_clone), T(test_in_place), T(test_identity), T(test_time), T(test_order), T(test_timers),
+		T(test_devices),
 		T(test_every_device), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
-		T(test_generations), T(test_threads), T(test_damage),
+		T(test_lazy_damage), T(test_not_lazy), T(test_generations), T(test_children), T(test_threads), T(test_damage),
 	};
 
 	time_limit(30);

@@ -39,6 +39,8 @@ static void test_fail_sys(void **state)
 	assert_int_equal(err.os_errno, EACCES);
 	assert_fails(fail_sys(&err, ENOMEM, "RAM"), VMM_ENOMEM, "RAM: ");
 	assert_int_equal(fail_sys(NULL, EPERM, "nobody hears"), VMM_ESYS);
+	assert_fails(fail_sys(&err, EACCES, "open %s", "/a\nb\x1b[2J"), VMM_ESYS,
+		     "open /a?b?[2J: Permission denied");
 	/* A number without a name still gives a sentence. */
 	assert_fails(fail_sys(&err, 4000, "thing"), VMM_ESYS, "thing: ");
 }

@@ -19,17 +19,19 @@ static int build(const char *cmdline, const char *spec, uint64_t initrd, uint64_
 	struct isa host = { { fake.isa[0], fake.isa[1] } }, isa;
 	struct fdt_config cfg = { .cmdline = cmdline, .isa = &isa, .initrd = initrd,
 				  .initrd_size = size };
+	size_t room;
 	int rc;
 
 	assert_ok(isa_choose(spec, &host, &isa, &err));
 	free(tree);
-	tree = malloc(FDT_ROOM);
-	memset(tree, 0xee, FDT_ROOM);
-	rc = fdt_build(&m, &cfg, tree, FDT_ROOM, &len, &err);
+	room = fdt_room(&m, &cfg);
+	tree = malloc(room);
+	memset(tree, 0xee, room);
+	rc = fdt_build(&m, &cfg, tree, room, &len, &err);
 	if (rc)
 		return rc;
 	/* Nothing behind its end is read or needed. */
-	assert_true(len <= FDT_ROOM);
+	assert_true(len <= room);
 	tree = realloc(tree, len);
 	return 0;
 }
@@ -358,6 +360,17 @@ static void test_long_cmdline(void **state)
 	free(cmdline);
 }
 
+/* fdt_room() is enough for all harts and extensions, and 27 devices more. */
+static void test_widest(void **state)
+{
+	(void)state;
+	fake.isa[0] = fake.isa[1] = ~0ull;
+	make(64);
+	assert_ok(build("", NULL, 0, 0));
+	check_structure();
+	assert_true(len + 27 * 160 <= fdt_room(&m, &(struct fdt_config){ .cmdline = "" }));
+}
+
 /* Room of any size: an error, or a whole tree; nothing behind its end. */
 static void test_room(void **state)
 {
@@ -401,7 +414,7 @@ int main(void)
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_tree), T(test_seed), T(test_initrd), T(test_devices), T(test_harts),
-		T(test_64_harts), T(test_isa), T(test_sv57), T(test_long_cmdline), T(test_room),
+		T(test_64_harts), T(test_isa), T(test_sv57), T(test_long_cmdline), T(test_room), T(test_widest),
 		T(test_no_frequency),
 	};
 

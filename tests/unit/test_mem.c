@@ -4,6 +4,8 @@
  */
 #include "unit.h"
 
+#include <sys/wait.h>
+
 #include "../../core/mem.h"
 
 #define GPA	0x80000000ull
@@ -244,6 +246,177 @@ static void test_discard(void **state)
 	discard();
 }
 
+/* Lines of /proc/self/maps. */
+static unsigned int mappings(void)
+{
+	FILE *f = fopen("/proc/self/maps", "r");
+	unsigned int n = 0;
+	int c;
+
+	while ((c = fgetc(f)) != EOF)
+		n += c == '\n';
+	fclose(f);
+	return n;
+}
+
+/* However a guest gives its pages back, the process has not many mappings more. */
+static void test_mappings(void **state)
+{
+	const uint64_t size = 64u << 20;
+	struct mem_source source = { .fd = memfd_create("source", MFD_CLOEXEC) };
+	unsigned int before = mappings();
+	struct mem a;
+	uint64_t off;
+
+	(void)state;
+	assert_int_equal(ftruncate(source.fd, (off_t)size + MEM_TAIL), 0);
+	assert_ok(mem_init_private(&a, GPA, size, &source, &err));
+	memset(a.hva, 1, size);
+	for (off = 0; off < size; off += 2 * 4096)
+		assert_int_equal(mem_discard(&a, a.hva + off, 4096), -EAGAIN);
+	for (off = 0; off < size; off += 128 << 10)
+		assert_int_equal(mem_discard(&a, a.hva + off, 64 << 10), 0);
+	assert_in_range(mappings(), before, before + 1100);
+	assert_int_equal(a.hva[0] | a.hva[65535], 0);
+	assert_int_equal(a.hva[65536] & a.hva[size - 1], 1);
+	/* What nobody will read is given back all the same. */
+	for (off = 0; off < size; off += 2 * 4096)
+		assert_int_equal(mem_release(&a, a.hva + off, 4096), 0);
+	assert_in_range(mappings(), before, before + 1100);
+	assert_int_equal(a.hva[size - 8192], 0);
+	assert_int_equal(a.hva[size - 1], 1);
+	mem_fini(&a);
+	close(source.fd);
+}
+
+/* A view that has gone is another machine's next, and shows nothing of the first. */
+static void test_spare(void **state)
+{
+	const struct mem_run zero = { 0, SIZE / 2 };
+	struct mem_source source = { .fd = memfd_create("source", MFD_CLOEXEC), .zero = &zero,
+				     .nzero = 1 };
+	unsigned int before, i;
+	struct mem a[6];
+	uint8_t *was;
+
+	(void)state;
+	assert_int_equal(ftruncate(source.fd, SIZE + MEM_TAIL), 0);
+	assert_int_equal(pwrite(source.fd, "source", 6, SIZE - 4096), 6);
+	before = mappings();
+	for (i = 0; i < 6; i++)
+		assert_ok(mem_init_private(&a[i], GPA, SIZE, &source, &err));
+	was = a[0].hva;
+	memset(was, 1, SIZE + MEM_TAIL);
+	for (i = 0; i < 6; i++)
+		mem_fini(&a[i]);
+	assert_ok(mem_init_private(&a[0], GPA, SIZE, &source, &err));
+	if (source.pid)			/* the kernel is new enough */
+		assert_ptr_equal(a[0].hva, was);
+	for (i = 0; i < SIZE + MEM_TAIL; i++)
+		assert_int_equal(a[0].hva[i], i < SIZE - 4096 || i >= SIZE - 4090 ? 0 :
+				 "source"[i - (SIZE - 4096)]);
+	/* One that is lacking, or that has given pages back, is not kept. */
+	assert_int_equal(mem_discard(&a[0], a[0].hva + SIZE - 65536, 65536), 0);
+	mem_fini(&a[0]);
+	for (i = 0; i < 6; i++)
+		assert_ok(mem_init_private(&a[i], GPA, SIZE, &source, &err));
+	assert_memory_equal(a[5].hva + SIZE - 4096, "source", 6);
+	for (i = 0; i < 6; i++)
+		mem_fini(&a[i]);
+	mem_source_fini(&source, SIZE);
+	assert_int_equal(mappings(), before);
+	close(source.fd);
+}
+
+/* Of a private view only its own pages are copied; laid over another view of the
+   same file they make the same RAM. */
+static void test_own(void **state)
+{
+	struct mem_source source = { 0 };
+	struct mem a, b;
+	uint64_t *own;
+	int fd, delta, before = fds();
+	unsigned int i;
+
+	(void)state;
+	for (i = 0; i < SIZE; i += 4096)
+		m.hva[i + 5] = 0xaa;
+	assert_ok(mem_copy_own(&m, &fd, &own, &err));
+	assert_null(own);			/* it is all its own */
+	source.fd = fd;
+	assert_ok(mem_init_private(&a, GPA, SIZE, &source, &err));
+	assert_ok(mem_init_private(&b, GPA, SIZE, &source, &err));
+	a.hva[4096] = 1;
+	memset(a.hva + 8192, 0, 4096);		/* zeroes that were written */
+	assert_int_equal(mem_discard(&a, a.hva + 3 * 4096, 2 * 4096), 0);
+	a.hva[4 * 4096] = 4;			/* written again since */
+	*(uint8_t *)mem_tail(&a) = 0x77;
+	assert_ok(mem_copy_own(&a, &delta, &own, &err));
+	if (own) {				/* the kernel is new enough */
+		assert_int_equal(own[0], 0x1e);
+		assert_int_equal(own[SIZE / 4096 / 64], 1);
+		assert_ok(mem_apply(&b, delta, own, &err));
+		assert_memory_equal(a.hva, b.hva, SIZE + MEM_TAIL);
+		assert_ok(mem_rewind(&a, &err));
+		free(own);
+		close(delta);
+		assert_ok(mem_copy_own(&a, &delta, &own, &err));
+		assert_int_equal(own[0], 0);	/* nothing was discarded since */
+	}
+	assert_int_equal(a.hva[3 * 4096 + 5], 0xaa);
+	free(own);
+	close(delta);
+	mem_fini(&a);
+	mem_fini(&b);
+	close(fd);
+	assert_int_equal(fds(), before);
+}
+
+/* Take a view, write to it, have that undone, leave it.  0: it is as it should be. */
+static int use_view(struct mem_source *source)
+{
+	struct mem v;
+	int r;
+
+	if (mem_init_private(&v, GPA, SIZE, source, &err) || v.hva[5] != 0xaa)
+		return 1;
+	memset(v.hva, 0x55, 3 * 4096);
+	r = mem_restore(&v);
+	if (r > 0 && (v.hva[5] != 0xaa || v.hva[4096 + 6]))
+		return 2;
+	mem_fini(&v);
+	return 0;
+}
+
+/* A child of fork() has none of the mappings that its parent keeps for a source. */
+static void test_inherited(void **state)
+{
+	struct mem_source source = { 0 };
+	unsigned int i;
+	int status;
+	pid_t pid;
+
+	(void)state;
+	for (i = 0; i < SIZE; i += 4096)
+		m.hva[i + 5] = 0xaa;
+	assert_ok(mem_copy(&m, &source.fd, &err));
+	for (i = 0; i < 2; i++)
+		assert_int_equal(use_view(&source), 0);
+	pid = fork();
+	if (pid == 0) {
+		for (i = 0; i < 2; i++)
+			if (use_view(&source))
+				_exit(1);
+		mem_source_fini(&source, SIZE);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	assert_int_equal(use_view(&source), 0);
+	mem_source_fini(&source, SIZE);
+	close(source.fd);
+}
+
 static void test_leaks(void **state)
 {
 	struct mem x;
@@ -267,7 +440,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_bounds), T(test_last_byte), T(test_alignment), T(test_sizes), T(test_clear),
 		T(test_load_file), T(test_load_short), T(test_load_special), T(test_share),
-		T(test_discard), T(test_leaks),
+		T(test_discard), T(test_mappings), T(test_own), T(test_spare), T(test_inherited), T(test_leaks),
 	};
 
 	time_limit(10);

@@ -3,6 +3,7 @@
  * test_net.c - network device: frames to and from sockets, and a tap where one
  * can be made.  The other side of the wire is this program.
  */
+#define DRV_RAM_SIZE (32ull << 20)
 #include "driver.h"
 
 #include <arpa/inet.h>
@@ -366,6 +367,39 @@ static void test_room(void **state)
 	assert_true(drv_broken(&w->d));
 	begin(w, F(MRG_RXBUF), 8, BUF);
 	hear(w, 6, 100, BUF);
+}
+
+/* Behind a small buffer one of 4 GiB: RAM over and over. */
+static void test_endless_buffer(void **state)
+{
+	enum { N = 128, SMALL = 100, LEN = 1000 };
+	struct wire *w = *state;
+	struct driver *d = &w->d;
+	struct vring_desc *table;
+	uint32_t id, len, i;
+	uint64_t small, at;
+
+	attach(w, SOCK_DGRAM, NULL);
+	begin(w, F(MRG_RXBUF), 0, 0);
+	small = drv_alloc(d, SMALL);
+	at = drv_alloc(d, N * sizeof(*table));
+	table = drv_hva(d, at);
+	for (i = 0; i < N; i++)
+		table[i] = (struct vring_desc){ DRV_RAM, DRV_RAM_SIZE, VRING_DESC_F_WRITE |
+			(i + 1 < N ? VRING_DESC_F_NEXT : 0), (uint16_t)(i + 1) };
+	table[0].len--;
+	*drv_desc(d, RX, 0) = (struct vring_desc){ small, SMALL, VRING_DESC_F_WRITE, 0 };
+	*drv_desc(d, RX, 1) = (struct vring_desc){ at, N * sizeof(*table), VRING_DESC_F_INDIRECT, 0 };
+	drv_expose(d, RX, 0);
+	drv_expose(d, RX, 1);
+	drv_notify(d, RX);
+	put(w, 1, LEN);
+	assert_true(drv_wait(d, RX, &id, &len));
+	assert_int_equal(len, SMALL);
+	assert_true(drv_wait(d, RX, &id, &len));
+	assert_int_equal(len, HDR + LEN - SMALL);
+	assert_memory_equal(drv_hva(d, small + HDR), frame(1, LEN), SMALL - HDR);
+	assert_memory_equal(drv_hva(d, DRV_RAM), frame(1, LEN) + SMALL - HDR, HDR + LEN - SMALL);
 }
 
 /* Frames that are none, from either side. */
@@ -740,7 +774,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(test_config), T(test_datagram), T(test_seqpacket), T(test_stream), T(test_room),
-		T(test_bad_frames), T(test_stream_bits), T(test_full), T(test_gone),
+		T(test_endless_buffer), T(test_bad_frames), T(test_stream_bits), T(test_full), T(test_gone),
 		T(test_limits), T(test_snapshot), T(test_hold), T(test_tap),
 	};
 

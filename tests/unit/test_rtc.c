@@ -265,12 +265,16 @@ static void test_load_anything(void **state)
 
 static void test_reset(void **state)
 {
+	unsigned int before;
+
 	(void)state;
 	set_time(5000 * S);
 	wr(ENABLE, 1);
 	set_alarm(5000 * S + 30 * MS);
 	rig_reset(&m, rtc);
-	assert_false(rings(60));
+	before = pulses();		/* on a slow machine it may have rung */
+	nap_ms(60);
+	assert_int_equal(pulses(), before);
 	assert_true(guest_time() > 1000000000 * S);
 	assert_int_equal(rd(ENABLE) | rd(ALARM_STATUS) | rd(ALARM_LOW) | rd(ALARM_HIGH), 0);
 }

@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <xxhash.h>
+#include <zstd.h>
 
 #include "snaptest.h"
 
@@ -160,11 +161,12 @@ static void write_tiny(const char *path)
 	ram_free(&r);
 }
 
-/* Every bit of a small file; of a larger one, thousands. */
+/* A bit of each byte of a small file, the next one of the next; of a larger file, at
+   random.  With SNAP_FLIPS=N every bit, and N. */
 static void test_flips(void **state)
 {
 	const char *rounds = getenv("SNAP_FLIPS");
-	uint64_t i, n = rounds ? strtoull(rounds, NULL, 0) : 3000, x = 42, bit, plain;
+	uint64_t i, n = rounds ? strtoull(rounds, NULL, 0) : 1000, x = 42, bit, plain;
 	struct vmm_error err;
 	struct bytes b;
 
@@ -175,7 +177,7 @@ static void test_flips(void **state)
 	assert_int_equal(try_bytes(&b, b.n, &err), 0);
 	plain = b.ws + size_at(&b, b.ws) + SNAP_RAW_HEAD;
 	/* Of plain pages, some. */
-	for (bit = 0; bit < 8 * b.n; bit += bit / 8 < plain || bit / 8 + 200 > b.n ? 1 : 29) {
+	for (bit = 0; bit < 8 * b.n; bit += bit / 8 >= plain && bit / 8 + 200 <= b.n ? 29 : rounds ? 1 : 9) {
 		b.p[bit / 8] ^= (uint8_t)(1u << bit % 8);
 		if (try_bytes(&b, b.n, &err) != VMM_EFORMAT)
 			fail_msg("bit %llu of byte %llu: %d %s", (unsigned long long)bit % 8,
@@ -380,6 +382,71 @@ static void test_mangle(void **state)
 	bytes_free(&good);
 }
 
+/* Decode the first chunk of tiny with another frame, of n bytes, in its place. */
+static int try_frame(const struct bytes *good, const void *frame, size_t n, struct vmm_error *err)
+{
+	struct bytes b = bytes_copy(good);
+	uint8_t chunk[SNAP_CHUNK];
+	struct snap_decoder d;
+	struct snap_entry e;
+	struct snapfile *f;
+	int rc;
+
+	memcpy(&e, b.p + b.index + 16, sizeof(e));
+	assert_true(e.off + n <= b.index);
+	e.where = snap_where(0, SNAP_KIND_FRAME, (uint32_t)n);
+	e.check = (uint32_t)XXH64(frame, n, 0);
+	memcpy(b.p + b.index + 16, &e, sizeof(e));
+	memcpy(b.p + e.off, frame, n);
+	rehash(&b);
+	assert_int_equal(pwrite(b.fd, b.p, b.n, 0), b.n);
+	OK(snapfile_open_fd(&f, b.fd, "bad", NULL, 0, &e_));
+	OK(snap_decoder_init(&d, &e_));
+	rc = snapfile_decode(f, &d, 0, chunk, err);
+	snap_decoder_fini(&d);
+	snapfile_close(f);
+	bytes_free(&b);
+	return rc;
+}
+
+/* What libzstd would decode, but is not one frame that says its size. */
+static void test_frames(void **state)
+{
+	static const uint8_t skippable[] = { 0x50, 0x2a, 0x4d, 0x18, 0, 0, 0, 0 };
+	uint8_t plain[2 * SNAP_PAGE], frame[2 * SNAP_PAGE + 100];
+	ZSTD_CCtx *z = ZSTD_createCCtx();
+	struct vmm_error err;
+	struct bytes good;
+	size_t n, half;
+
+	(void)state;
+	write_tiny("tiny");
+	good = bytes_of("tiny");
+	page_fill(plain, 3, 1);			/* as there, in pages 1 and 2 */
+	memset(plain + SNAP_PAGE, 0, SNAP_PAGE);
+	memset(plain + SNAP_PAGE, 7, 100);
+	n = ZSTD_compress2(z, frame, sizeof(frame), plain, sizeof(plain));
+	assert_int_equal(try_frame(&good, frame, n, &err), 0);
+
+	half = ZSTD_compress2(z, frame, sizeof(frame), plain, SNAP_PAGE);
+	n = half + ZSTD_compress2(z, frame + half, sizeof(frame) - half, plain + SNAP_PAGE, SNAP_PAGE);
+	assert_int_equal(try_frame(&good, frame, n, &err), VMM_EFORMAT);
+	assert_non_null(strstr(err.message, "damaged (frame)"));
+
+	memcpy(frame, skippable, 8);
+	n = 8 + ZSTD_compress2(z, frame + 8, sizeof(frame) - 8, plain, sizeof(plain));
+	assert_int_equal(try_frame(&good, frame, n, &err), VMM_EFORMAT);
+	memmove(frame, frame + 8, n - 8);
+	memcpy(frame + n - 8, skippable, 8);
+	assert_int_equal(try_frame(&good, frame, n, &err), VMM_EFORMAT);
+
+	ZSTD_CCtx_setParameter(z, ZSTD_c_contentSizeFlag, 0);
+	n = ZSTD_compress2(z, frame, sizeof(frame), plain, sizeof(plain));
+	assert_int_equal(try_frame(&good, frame, n, &err), VMM_EFORMAT);
+	ZSTD_freeCCtx(z);
+	bytes_free(&good);
+}
+
 /* Hashes made right after random changes: anything but a crash. */
 static void test_hostile(void **state)
 {
@@ -546,7 +613,7 @@ static void write_for_ever(void)
 static void test_kill(void **state)
 {
 	const char *rounds = getenv("SNAP_KILLS");
-	int i, n = rounds ? atoi(rounds) : 60, left = 0, seen[2] = { 0, 0 };
+	int i, n = rounds ? atoi(rounds) : 15, left = 0, seen[2] = { 0, 0 };
 	struct ram r[2] = { sample_ram(10), sample_ram(11) };
 	struct timespec t[2];
 	uint64_t x = 7, us;
@@ -611,6 +678,7 @@ int main(void)
 		cmocka_unit_test(test_flips),	  cmocka_unit_test(test_messages),
 		cmocka_unit_test(test_truncation), cmocka_unit_test(test_cut_under_us),
 		cmocka_unit_test(test_mangle),	  cmocka_unit_test(test_hostile),
+		cmocka_unit_test(test_frames),
 		cmocka_unit_test(test_no_space),  cmocka_unit_test(test_kill),
 	};
 

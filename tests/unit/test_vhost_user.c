@@ -12,8 +12,8 @@
 #include <pthread.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
+#include <linux/fuse.h>
 #include <linux/virtio_blk.h>
 #include <linux/virtio_fs.h>
 #include <linux/virtio_ids.h>
@@ -43,6 +43,7 @@ struct backend {
 	int		fault;		/* FAULT_* ... */
 	uint32_t	fault_at;	/* ... at this message; 0: at a request */
 	int		slow_ms;	/* per request */
+	int		keep, dying;	/* atomic: answer every so-manieth, last first; then die */
 	uint8_t		*ram;
 	uint64_t	ram_gpa, ram_size, ram_uaddr;
 	struct bring	ring[QUEUES];
@@ -88,25 +89,37 @@ static uint32_t serve_one(struct backend *b, struct bring *r, uint16_t head)
 	return h->type == VIRTIO_BLK_T_OUT ? 1 : c[1].len + 1;
 }
 
+static void answer(struct backend *b, struct bring *r, uint16_t head)
+{
+	uint16_t *used = at_uaddr(b, r->used, 6 + 8u * r->num), idx = used[1];
+	uint32_t *e = (uint32_t *)(void *)((uint8_t *)used + 4 + 8u * (idx % r->num));
+	uint64_t one = 1;
+
+	e[0] = head;
+	e[1] = serve_one(b, r, head);
+	__atomic_store_n(&used[1], (uint16_t)(idx + 1), __ATOMIC_SEQ_CST);
+	__atomic_fetch_add(&b->served, 1, __ATOMIC_SEQ_CST);
+	if (r->call >= 0 && write(r->call, &one, sizeof(one)) < 0)
+		return;
+}
+
 static void serve(struct backend *b, struct bring *r)
 {
-	uint16_t *avail = at_uaddr(b, r->avail, 6 + 2u * r->num);
-	uint16_t *used = at_uaddr(b, r->used, 6 + 8u * r->num), idx = used[1], head;
-	uint64_t one = 1;
-	uint32_t *e;
+	uint16_t *avail = at_uaddr(b, r->avail, 6 + 2u * r->num), i, n;
 
+	if (__atomic_load_n(&b->dying, __ATOMIC_SEQ_CST)) {
+		n = (uint16_t)(__atomic_load_n(&avail[1], __ATOMIC_ACQUIRE) - r->base);
+		for (i = n; i--;)
+			if (i % b->keep == 0)
+				answer(b, r, avail[2 + (r->base + i) % r->num]);
+		return;
+	}
 	while ((uint16_t)r->base != __atomic_load_n(&avail[1], __ATOMIC_ACQUIRE)) {
 		if (b->slow_ms)
 			usleep((useconds_t)b->slow_ms * 1000);
-		head = avail[2 + r->base % r->num];
-		e = (uint32_t *)(void *)((uint8_t *)used + 4 + 8u * (idx % r->num));
-		e[0] = head;
-		e[1] = serve_one(b, r, head);
+		i = avail[2 + r->base % r->num];
 		r->base = (uint16_t)(r->base + 1);
-		__atomic_store_n(&used[1], ++idx, __ATOMIC_SEQ_CST);
-		__atomic_fetch_add(&b->served, 1, __ATOMIC_SEQ_CST);
-		if (r->call >= 0 && write(r->call, &one, sizeof(one)) < 0)
-			return;
+		answer(b, r, i);
 	}
 }
 
@@ -266,6 +279,8 @@ static void *backend_main(void *arg)
 			if (b->fault == FAULT_HANGUP && !b->fault_at)
 				goto out;
 			serve(b, &b->ring[i]);
+			if (__atomic_load_n(&b->dying, __ATOMIC_SEQ_CST))
+				goto out;
 		}
 	}
 out:
@@ -367,6 +382,21 @@ static void begin(struct both *t, uint32_t queues)
 	drv_run(&t->d);
 }
 
+static void begin_fs(struct both *t)
+{
+	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
+	struct vmm_error err;
+	struct virtio *v;
+
+	cfg.id = VIRTIO_ID_FS;
+	cfg.tag = "share";
+	cfg.fd = backend_start(&t->b);
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), 0);
+	close(cfg.fd);
+	drv_attach(&t->d, v);
+	drv_run(&t->d);
+}
+
 static void start(struct both *t, uint64_t features)
 {
 	t->d.brk = DRV_RAM + 4096;
@@ -376,14 +406,14 @@ static void start(struct both *t, uint64_t features)
 	t->status = drv_alloc(&t->d, 1);
 }
 
-static void add(struct both *t, uint32_t q, uint32_t type, uint64_t sector, uint32_t len)
+static uint16_t add(struct both *t, uint32_t q, uint32_t type, uint64_t sector, uint32_t len)
 {
 	struct virtio_blk_outhdr h = { .type = type, .sector = sector };
 	struct drv_buf b[3] = { { t->hdr, 16 }, { t->data, len }, { t->status, 1 } };
 
 	memcpy(drv_hva(&t->d, t->hdr), &h, sizeof(h));
 	*(uint8_t *)drv_hva(&t->d, t->status) = 0xff;
-	drv_add(&t->d, q, b, type == VIRTIO_BLK_T_OUT ? 2 : 1, type == VIRTIO_BLK_T_OUT ? 1 : 2);
+	return drv_add(&t->d, q, b, type == VIRTIO_BLK_T_OUT ? 2 : 1, type == VIRTIO_BLK_T_OUT ? 1 : 2);
 }
 
 static void request(struct both *t, uint32_t q, uint32_t type, uint64_t sector, uint32_t len)
@@ -403,22 +433,9 @@ static void end(struct both *t)
 	pthread_join(t->b.thread, NULL);
 }
 
-static void wait_irqs(struct driver *d, int n)
+static void take_event(struct driver *d, struct vmm_event *ev)
 {
-	int i;
-
-	for (i = 0; i < DRV_WAIT_MS && drv_irqs(d) < n; i++)
-		usleep(1000);
-	assert_true(drv_irqs(d) >= n);
-}
-
-static void wait_broken(struct driver *d)
-{
-	int i;
-
-	for (i = 0; i < DRV_WAIT_MS && !drv_broken(d); i++)
-		usleep(1000);
-	assert_true(drv_broken(d));
+	events_take(d->env.events, 0, NULL, NULL, ev);
 }
 
 /* ---- Tests ---------------------------------------------------------------------------- */
@@ -444,7 +461,9 @@ static void test_disk(void **state)
 		request(t, 0, VIRTIO_BLK_T_IN, i, 512);
 		assert_int_equal(*(uint8_t *)drv_hva(&t->d, t->data + 511), i);
 	}
-	wait_irqs(&t->d, 1);
+	for (i = 0; i < DRV_WAIT_MS && !drv_irqs(&t->d); i++)
+		usleep(1000);
+	assert_true(drv_irqs(&t->d));
 	/* A driver that starts over, without indirect tables. */
 	start(t, 0);
 	request(t, 0, VIRTIO_BLK_T_IN, 7, 512);
@@ -478,18 +497,14 @@ static void test_simple(void **state)
 	struct virtio_fs_config c;
 	struct vmm_error err;
 	struct virtio *v;
+	int null;
 
 	t->b.features &= ~PROTO;
 	assert_int_equal(make(t, 1, &v, &err), VMM_ENOTSUP);
 	backend_init(&t->b);
 	t->b.features &= ~PROTO;
-	cfg.id = VIRTIO_ID_FS;
-	cfg.tag = "share";
-	cfg.fd = backend_start(&t->b);
-	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), 0);
-	close(cfg.fd);
-	drv_attach(&t->d, v);
-	drv_run(&t->d);
+	begin_fs(t);
+	v = t->d.v;
 	drv_config(&t->d, 0, &c, sizeof(c));
 	assert_memory_equal(c.tag, "share\0", 6);
 	assert_int_equal(c.num_request_queues, 1);
@@ -498,11 +513,16 @@ static void test_simple(void **state)
 	start(t, 0);
 	request(t, 1, VIRTIO_BLK_T_OUT, 3, 512);	/* it is a disk all the same */
 	end(t);
-	/* A path; what is wrong with it. */
-	cfg.fd = -1;
-	cfg.path = "/nonexistent/socket";
+	/* What is no socket, or no stream. */
+	cfg.id = VIRTIO_ID_FS;
+	cfg.tag = "share";
 	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_ESYS);
-	assert_non_null(strstr(err.message, "/nonexistent/socket"));
+	null = cfg.fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_ESYS);
+	cfg.fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_EINVAL);
+	close(cfg.fd);
+	close(null);
 	cfg.tag = "";
 	assert_int_equal(vhost_user_new(&v, &t->d.env, "fs0", &cfg, &err), VMM_EINVAL);
 	cfg.tag = "a tag of more than thirty-six bytes is too long";
@@ -534,7 +554,7 @@ static void test_bad_backend(void **state)
 	}
 	backend_init(&t->b);
 	t->b.features &= ~(1ull << VIRTIO_F_VERSION_1);
-	assert_int_equal(make(t, 1, &v, &err), VMM_EVERSION);
+	assert_int_equal(make(t, 1, &v, &err), VMM_ENOTSUP);
 	backend_init(&t->b);
 	t->b.queue_num = 1;
 	assert_int_equal(make(t, 2, &v, &err), VMM_EINVAL);
@@ -543,49 +563,50 @@ static void test_bad_backend(void **state)
 	assert_int_equal(make(t, 1, &v, &err), VMM_ENOTSUP);
 }
 
-/* When the guest uses it already. */
+static int failed(struct both *t)
+{
+	return *(uint8_t *)drv_hva(&t->d, t->status) == VIRTIO_BLK_S_IOERR;
+}
+
+/* A request that nobody serves any more. */
+static void refused(struct both *t)
+{
+	add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
+	drv_notify(&t->d, 0);
+	assert_true(drv_wait(&t->d, 0, NULL, NULL));
+	assert_true(failed(t));
+}
+
+/* When the guest uses it already: what is in flight fails, and what follows. */
 static void test_death(void **state)
 {
 	struct both *t = *state;
-	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
-	struct vmm_error err;
+	struct vmm_event ev;
 
 	t->b.fault = FAULT_HANGUP;
 	begin(t, 1);
 	start(t, 0);
-	add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
-	drv_notify(&t->d, 0);
-	wait_broken(&t->d);
-	assert_true(drv_read(&t->d, VIRTIO_MMIO_INTERRUPT_STATUS) & VIRTIO_MMIO_INT_CONFIG);
+	refused(t);
+	refused(t);
+	assert_false(drv_broken(&t->d));
+	assert_non_null(strstr(t->d.line, "back end is gone"));
 	pthread_join(t->b.thread, NULL);
-	drv_start(&t->d, 0);		/* still nobody there */
-	assert_true(drv_broken(&t->d));
-	/* Somebody else. */
-	drv_write(&t->d, VIRTIO_MMIO_STATUS, 0);
-	backend_init(&t->b);
-	t->b.capacity++;
-	cfg.fd = backend_start(&t->b);
-	loop_lock(&t->d.loop);
-	assert_int_equal(vhost_user_replace(t->d.v, &cfg, &err), VMM_EVERSION);
-	loop_unlock(&t->d.loop);
-	close(cfg.fd);
-	pthread_join(t->b.thread, NULL);
-	backend_init(&t->b);
-	cfg.fd = backend_start(&t->b);
-	loop_lock(&t->d.loop);
-	assert_int_equal(vhost_user_replace(t->d.v, &cfg, &err), 0);
-	loop_unlock(&t->d.loop);
-	close(cfg.fd);
-	start(t, 0);
-	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
-	end(t);
+	start(t, DRV_INDIRECT);		/* a driver that starts over */
+	refused(t);
+	take_event(&t->d, &ev);
+	assert_int_equal(ev.type, VMM_EV_DEVICE);
+	assert_int_equal(ev.value, ECONNRESET);
+	assert_non_null(strstr(ev.detail, "vda: its back end is gone"));
+	take_event(&t->d, &ev);
+	assert_int_equal(ev.type, VMM_EV_NONE);
+	drv_detach(&t->d);
 	/* It does not take our memory, or says nonsense when it is stopped. */
 	backend_init(&t->b);
 	t->b.fault = FAULT_NACK;
 	t->b.fault_at = 5;
 	begin(t, 1);
 	start(t, 0);
-	assert_true(drv_broken(&t->d));
+	refused(t);
 	end(t);
 	backend_init(&t->b);
 	t->b.fault = FAULT_GARBAGE;
@@ -598,19 +619,101 @@ static void test_death(void **state)
 	end(t);
 }
 
+/* It has answered some requests and not others, in no order, when it dies. */
+static void test_death_in_flight(void **state)
+{
+	enum { N = 5 };
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	uint64_t status[N];
+	uint16_t head[N];
+	uint32_t id = ~0u;
+	int i, k, round, seen, bad, irqs;
+
+	for (round = 0; round < 60; round++) {
+		backend_init(&t->b);
+		t->b.keep = 1 + round % 3;
+		begin(t, 1);
+		start(t, round % 2 ? DRV_INDIRECT : 0);
+		/* Rings that have gone round some times by then; as a driver does
+		   that waits for its interrupts. */
+		for (i = 0; i < round; i++) {
+			irqs = drv_irqs(d);
+			request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
+			while (drv_irqs(d) == irqs)
+				usleep(100);
+		}
+		__atomic_store_n(&t->b.dying, 1, __ATOMIC_SEQ_CST);
+		for (i = 0; i < N - 2; i++) {
+			t->status = status[i] = drv_alloc(d, 1);
+			head[i] = add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
+		}
+		drv_notify(d, 0);
+		for (; i < N; i++) {	/* while it dies */
+			t->status = status[i] = drv_alloc(d, 1);
+			head[i] = add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
+			drv_notify(d, 0);
+		}
+		for (i = 0, seen = 0; i < N; i++) {
+			assert_true(drv_wait(d, 0, &id, NULL));
+			for (k = 0; k < N && head[k] != id; k++)
+				;
+			assert_true(k < N && !(seen >> k & 1));
+			seen |= 1 << k;
+		}
+		assert_false(drv_get(d, 0, NULL, NULL));
+		for (i = 0, bad = 0; i < N; i++)
+			bad += *(uint8_t *)drv_hva(d, status[i]) == VIRTIO_BLK_S_IOERR;
+		assert_int_equal(bad, N - __atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST) + round);
+		assert_false(drv_broken(d));
+		end(t);
+	}
+}
+
+/* A directory: who waits for an answer gets one, with an error. */
+static void test_fs_death(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	struct fuse_in_header in = { .len = sizeof(in), .opcode = FUSE_GETATTR, .unique = 77 };
+	struct fuse_out_header out;
+	struct drv_buf b[2];
+	uint32_t n;
+
+	t->b.fault = FAULT_HANGUP;
+	begin_fs(t);
+	start(t, 0);
+	b[0] = (struct drv_buf){ drv_alloc(d, sizeof(in)), sizeof(in) };
+	b[1] = (struct drv_buf){ drv_alloc(d, 128), 128 };
+	memcpy(drv_hva(d, b[0].gpa), &in, sizeof(in));
+	assert_int_equal(drv_send(d, 1, b, 1, 1), sizeof(out));
+	memcpy(&out, drv_hva(d, b[1].gpa), sizeof(out));
+	assert_int_equal(out.len, sizeof(out));
+	assert_int_equal(out.error, -EIO);
+	assert_int_equal(out.unique, 77);
+	/* Without room for an answer, or a header that asks for one. */
+	assert_int_equal(drv_send(d, 0, b, 1, 0), 0);
+	b[0].len = 8;
+	assert_int_equal(drv_send(d, 1, b, 1, 1), 0);
+	drv_add(d, 1, b, 1, 1);
+	drv_notify(d, 1);
+	assert_true(drv_wait(d, 1, NULL, &n));
+	assert_int_equal(n, 0);
+	end(t);
+}
+
 /* RAM that is this process's own cannot be served. */
 static void test_private_ram(void **state)
 {
 	struct both *t = *state;
-	struct vmm_error err;
 
 	begin(t, 1);
 	t->d.mem.kind = MEM_ANON;
 	start(t, 0);
-	assert_true(drv_broken(&t->d));
+	refused(t);
+	assert_non_null(strstr(t->d.line, "not shared"));
 	t->d.mem.kind = MEM_SHARED;
 	end(t);
-	(void)err;
 }
 
 /* Held now and then: what is in flight is finished, and nothing is lost. */
@@ -644,93 +747,13 @@ static void test_hold(void **state)
 	end(t);
 }
 
-static void *accept_main(void *arg)
-{
-	struct backend *b = arg;
-	int s = b->fd;
-
-	b->fd = accept(s, NULL, NULL);
-	close(s);
-	return backend_main(b);
-}
-
-static void backend_listen(struct backend *b, const char *path)
-{
-	struct sockaddr_un addr = { .sun_family = AF_UNIX };
-
-	memcpy(addr.sun_path, path, strlen(path) + 1);
-	unlink(path);
-	b->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	assert_int_equal(bind(b->fd, (struct sockaddr *)&addr, sizeof(addr)), 0);
-	assert_int_equal(listen(b->fd, 1), 0);
-	pthread_create(&b->thread, NULL, accept_main, b);
-}
-
-static void test_snapshot(void **state)
-{
-	struct both *t = *state;
-	struct driver *d = &t->d;
-	struct vhost_user_config cfg = VHOST_USER_CONFIG_INIT;
-	struct vmm_error err;
-	struct virtio *v;
-	struct writer w;
-	char path[64];
-
-	snprintf(path, sizeof(path), "/tmp/test_vhost_user.%d", (int)getpid());
-	backend_listen(&t->b, path);
-	cfg.id = VIRTIO_ID_BLOCK;
-	cfg.path = path;
-	assert_int_equal(vhost_user_new(&v, &d->env, "vda", &cfg, &err), 0);
-	drv_attach(d, v);
-	drv_run(d);
-	start(t, DRV_INDIRECT);
-	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
-	drv_save(d, &w);
-	/* Before anything more happens, another machine takes over. */
-	end(t);
-	add(t, 0, VIRTIO_BLK_T_IN, 2, 512);
-	backend_init(&t->b);
-	t->b.disk[2 * 512] = 0x77;
-	backend_listen(&t->b, path);
-	cfg.path = NULL;
-	assert_int_equal(vhost_user_new(&v, &d->env, "vda", &cfg, &err), 0);
-	drv_attach(d, v);
-	assert_int_equal(drv_load(d, &w, &err), 0);
-	assert_int_equal(transport_open(d->dev, &err), 0);
-	unlink(path);
-	drv_run(d);
-	assert_true(drv_wait(d, 0, NULL, NULL));
-	assert_int_equal(*(uint8_t *)drv_hva(d, t->data), 0x77);
-	request(t, 0, VIRTIO_BLK_T_OUT, 3, 512);
-	end(t);
-	/* Nobody there; one of another size; one that cannot do as much. */
-	assert_int_equal(vhost_user_new(&v, &d->env, "vda", &cfg, &err), 0);
-	drv_attach(d, v);
-	assert_int_equal(drv_load(d, &w, &err), 0);
-	assert_int_equal(transport_open(d->dev, &err), VMM_ESYS);
-	backend_init(&t->b);
-	t->b.capacity = 1;
-	backend_listen(&t->b, path);
-	assert_int_equal(transport_open(d->dev, &err), VMM_EVERSION);
-	pthread_join(t->b.thread, NULL);
-	backend_init(&t->b);
-	t->b.features &= ~DRV_INDIRECT;
-	backend_listen(&t->b, path);
-	assert_int_equal(transport_open(d->dev, &err), VMM_EVERSION);
-	pthread_join(t->b.thread, NULL);
-	unlink(path);
-	w.len--;
-	assert_int_equal(drv_load(d, &w, &err), VMM_EFORMAT);
-	free(w.data);
-}
-
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
-		T(test_private_ram), T(test_hold), T(test_snapshot),
+		T(test_death_in_flight), T(test_fs_death), T(test_private_ram), T(test_hold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

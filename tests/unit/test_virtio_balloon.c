@@ -122,6 +122,30 @@ static void test_inflate(void **state)
 	assert_true(drv_broken(d));
 }
 
+/* A guest that gives many pages at once does not keep the lock while it lasts. */
+static void test_turns(void **state)
+{
+	static uint32_t pfn[4096];
+	struct driver *d = *state;
+	struct drv_buf b = { 0, sizeof(pfn) };
+	uint32_t i;
+
+	drv_start(d, ALL);
+	for (i = 0; i < 4096; i++)
+		pfn[i] = (uint32_t)((DRV_RAM + (4u << 20)) >> 12) + i % 8 * 2;
+	b.gpa = drv_put(d, pfn, sizeof(pfn));
+	loop_hold(&d->loop);
+	for (i = 0; i < 5; i++)
+		drv_add(d, 0, &b, 1, 0);
+	drv_notify(d, 0);
+	for (i = 0; i < 2; i++)
+		assert_true(drv_get(d, 0, NULL, NULL));
+	assert_false(drv_get(d, 0, NULL, NULL));
+	loop_release(&d->loop);
+	for (i = 0; i < 3; i++)
+		assert_true(drv_wait(d, 0, NULL, NULL));
+}
+
 /* Over a snapshot: zeroes, not what the snapshot holds. */
 static void test_private(void **state)
 {
@@ -303,7 +327,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_inflate), T(test_private), T(test_reporting), T(test_stats), T(test_hint),
+		T(test_inflate),
+		T(test_turns), T(test_private), T(test_reporting), T(test_stats), T(test_hint),
 		T(test_state),
 	};
 

@@ -261,7 +261,7 @@ static void test_ports(void **state)
 	loop_lock(&d->loop);
 	console_resize(d->v, 80, 25);
 	loop_unlock(&d->loop);
-	expect_control(d, 0, VIRTIO_CONSOLE_RESIZE, "\x19\0\x50\0", 4);
+	expect_control(d, 0, VIRTIO_CONSOLE_RESIZE, "\x50\0\x19\0", 4);
 	tell(d, 1, VIRTIO_CONSOLE_PORT_OPEN, 0);
 	/* Ports and events that do not exist; half a message. */
 	tell(d, 99, VIRTIO_CONSOLE_PORT_OPEN, 1);
@@ -275,15 +275,17 @@ static void test_ports(void **state)
 	drv_notify(d, 4);
 	assert_true(drv_broken(d));
 	drv_start(d, SIZE | MULTI);
-	ready(d, "\x19\0\x50\0");
+	ready(d, "\x50\0\x19\0");
 }
 
 static void test_state(void **state)
 {
 	struct console_test *t = *state;
 	struct driver *d = &t->d;
+	const struct console_port none = { NULL, -1, -1 };
 	struct vmm_error err;
 	struct writer w, w2;
+	struct virtio *v;
 	struct reader r;
 	uint64_t a;
 	size_t n;
@@ -295,17 +297,26 @@ static void test_state(void **state)
 	a = offer(d, 4, 64);
 	drv_save(d, &w);
 	drv_detach(d);
-	attach(t, 3);
+	/* One that knows nothing of ports; then they get their descriptors. */
+	assert_int_equal(console_new(&v, &d->env, "console0", &none, 1, &err), 0);
+	drv_attach(d, v);
+	drv_run(d);
 	for (n = 0; n < w.len; n++) {
 		r = (struct reader){ w.data, n, 0 };
 		assert_int_not_equal(d->dev->ops->load(d->dev, &r, &err), 0);
 	}
 	loop_lock(&d->loop);
 	assert_int_equal(drv_load(d, &w, &err), 0);
+	assert_int_equal(console_port(v, "org.example.agent"), 1);
+	assert_int_equal(console_port(v, "log"), 2);
+	assert_int_equal(console_port(v, "none"), -1);
+	for (n = 0; n < 3; n++)
+		assert_int_equal(console_replace(v, (uint32_t)n, t->guest[n], t->guest[n], &err), 0);
 	loop_unlock(&d->loop);
 	drv_save(d, &w2);
 	assert_int_equal(w.len, w2.len);
 	assert_memory_equal(w.data, w2.data, w.len);
+	assert_true(drv_offers(d) & MULTI);
 	assert_int_equal(write(t->host[1], "still open", 10), 10);
 	expect_guest(d, 4, a, "still open");
 	say(d, 1, "here");
@@ -325,11 +336,42 @@ static void test_state(void **state)
 	free(w2.data);
 }
 
+/* Ports that are added one by one are as those that were there from the first. */
+static void test_add_port(void **state)
+{
+	struct console_test *t = *state;
+	struct driver *d = &t->d;
+	struct console_port port = { "log", -1, t->guest[1] };
+	struct virtio_console_config c;
+	struct vmm_error err;
+	char name[8];
+	uint32_t i;
+
+	attach(t, 1);
+	assert_int_equal(console_add_port(d->v, &port, &err), 0);
+	assert_int_equal(console_add_port(d->v, &port, &err), VMM_EINVAL);
+	port.out_fd = 9999;
+	port.name = "bad";
+	assert_int_equal(console_add_port(d->v, &port, &err), VMM_ESYS);
+	port.out_fd = -1;
+	for (i = 2; i < CONSOLE_PORTS; i++) {
+		snprintf(name, sizeof(name), "p%u", i);
+		port.name = name;
+		assert_int_equal(console_add_port(d->v, &port, &err), 0);
+	}
+	port.name = "late";
+	assert_int_equal(console_add_port(d->v, &port, &err), VMM_ENOTSUP);
+	assert_int_equal(d->v->nqueues, 2 * CONSOLE_PORTS + 2);
+	drv_config(d, 0, &c, sizeof(c));
+	assert_int_equal(c.max_nr_ports, CONSOLE_PORTS);
+	assert_true(drv_offers(d) & MULTI);
+}
+
 int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_terminal), T(test_backpressure), T(test_ports), T(test_state),
+		T(test_terminal), T(test_backpressure), T(test_ports), T(test_state), T(test_add_port),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -216,6 +216,21 @@ static void test_broken(void **state)
 	assert_int_equal(c->resets, 2);
 }
 
+/* A driver that breaks its device for ever does not fill the host's log. */
+static void test_broken_often(void **state)
+{
+	struct driver *d = *state;
+	struct count *c = make(d, NOTIFY_VCPU, 2);
+	unsigned int i;
+
+	for (i = 0; i < 1000; i++) {
+		drv_write(d, VIRTIO_MMIO_STATUS, 0);
+		virtio_fail(&c->v, "time %u", i);
+	}
+	assert_int_equal(d->lines, 64 + 3);	/* 128, 256, 512 */
+	d->lines = 0;
+}
+
 static void test_external(void **state)
 {
 	struct driver *d = *state;
@@ -363,7 +378,7 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_registers), T(test_features), T(test_config), T(test_broken),
+		T(test_registers), T(test_features), T(test_config), T(test_broken), T(test_broken_often),
 		T(test_external), T(test_again), T(test_page), T(test_roundtrip),
 	};
 

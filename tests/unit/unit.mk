@@ -35,33 +35,49 @@ $B/fuzz/%: $B/tests/fuzz/%.o $B/tests/fuzz/main.o $(FAKE)
 
 # Fault injection: what allocates and what opens is called through us.
 FAULT_WRAP := malloc calloc realloc strdup free pthread_create memfd_create ftruncate mmap eventfd \
-	epoll_create1 epoll_ctl timerfd_create open fcntl fstat pread pwrite madvise
+	epoll_create1 epoll_ctl timerfd_create open fcntl fstat pread pwrite madvise ioctl syscall strndup realpath asprintf
 $B/fault/%: $B/tests/fault/%.o $(FAKE)
 	@mkdir -p $(@D)
 	$(CC) -o $@ $^ $(FAULT_WRAP:%=-Wl,--wrap=%) $(LDFLAGS) $(LIBS)
 
 -include $(wildcard $B/tests/*/*.d)
 
-.PHONY: check-unit check-tsan check-fault fuzz unit-run tsan-run fault-run fuzz-run
+.PHONY: check-unit check-warnings check-tsan check-fault check-fuzz fuzz unit-run tsan-run fault-run fuzz-run fuzz-all
 
 # What looks at the library as it is built for use.
 HOUSE	= 'tests/unit/check-source build/$(ARCH)' 'tests/unit/check-examples build/$(ARCH)'
 
-check-unit:	## unit tests and fuzz corpora, under ASan and UBSan: seconds
-	@$(MAKE) -s DEVELOPER=1 all
-	@$(MAKE) -s SAN=address,undefined B=build/$(ARCH)-san unit-run
+# As many jobs as there are CPUs, unless it was said how many.
+JOBS	= $(if $(findstring -j,$(MAKEFLAGS)),,-j$(shell nproc))
+
+check-unit:	## unit tests and fuzz corpora, under ASan and UBSan: seconds (FULL=1: more)
+	@$(MAKE) -s $(JOBS) DEVELOPER=1 all
+	@$(MAKE) -s $(JOBS) SAN=address,undefined B=build/$(ARCH)-san unit-run
 
 check-tsan:	## unit tests under ThreadSanitizer: a minute
-	@$(MAKE) -s SAN=thread B=build/$(ARCH)-tsan tsan-run
+	@$(MAKE) -s $(JOBS) SAN=thread B=build/$(ARCH)-tsan tsan-run
 
 check-fault:	## the first, second, ... allocation, system call, KVM call fails
-	@$(MAKE) -s SAN=address,undefined B=build/$(ARCH)-san fault-run
+	@$(MAKE) -s $(JOBS) SAN=address,undefined B=build/$(ARCH)-san fault-run
+
+check-warnings:	## gcc and clang, native and cross-built: none may warn
+	@env -u MAKEFLAGS tests/unit/run \
+		'gcc: make -s DEVELOPER=1 B=build/gcc all && echo ok 1' \
+		'clang: make -s DEVELOPER=1 CC=clang B=build/clang all && echo ok 1' \
+		'riscv64-gcc: make -s ARCH=riscv64 DEVELOPER=1 B=build/gcc-riscv64 all && echo ok 1' \
+		'riscv64-clang: make -s ARCH=riscv64 DEVELOPER=1 CROSS_CC=clang B=build/clang-riscv64 all && echo ok 1'
+
+FUZZING	= CC=clang SAN=fuzzer-no-link,address,undefined B=build/$(ARCH)-fuzz
 
 fuzz:	## libFuzzer on T=fuzz_image for TIME=60 seconds
-	@$(MAKE) -s CC=clang SAN=fuzzer-no-link,address,undefined B=build/$(ARCH)-fuzz fuzz-run
+	@$(MAKE) -s $(JOBS) $(FUZZING) fuzz-run
 
+check-fuzz:	## libFuzzer on every target, TIME=60 seconds each
+	@$(MAKE) -s $(JOBS) $(FUZZING) fuzz-all
+
+# FULL=1: 10,000 bits flipped, 200 writers killed (test_snapbad.c).
 unit-run: $(UNIT) $(FUZZ:%=$B/fuzz/%)
-	@env -u SAN -u B -u MAKEFLAGS -u MAKEOVERRIDES tests/unit/run $(HOUSE) $(UNIT) $(foreach f,$(FUZZ),'$B/fuzz/$f $(wildcard tests/fuzz/corpus/$f)')
+	@env -u SAN -u B -u MAKEFLAGS -u MAKEOVERRIDES $(if $(FULL),SNAP_FLIPS=10000 SNAP_KILLS=200) tests/unit/run $(HOUSE) $(UNIT) $(foreach f,$(FUZZ),'$B/fuzz/$f $(wildcard tests/fuzz/corpus/$f)')
 
 tsan-run: $(UNIT)
 	@tests/unit/run $(UNIT)
@@ -69,9 +85,13 @@ tsan-run: $(UNIT)
 fault-run: $(FAULT:%=$B/fault/%)
 	@tests/unit/run $^
 
-fuzz-run: $B/fuzz/$T $B/tests/fuzz/$T.o $(FAKE)
-	@mkdir -p $B/corpus/$T
-	@$B/fuzz/$T -w $B/corpus/$T
-	@$(CC) -fsanitize=fuzzer -o $B/fuzz/$T.fuzzer $B/tests/fuzz/$T.o $(FAKE) $(LDFLAGS) $(LIBS)
-	$B/fuzz/$T.fuzzer -max_total_time=$(TIME) -rss_limit_mb=4096 -timeout=10 -verbosity=1 \
-		-print_final_stats=1 -artifact_prefix=$B/ $B/corpus/$T $(wildcard tests/fuzz/corpus/$T)
+# libFuzzer's own main() instead of ours.
+$B/fuzz/%.fuzzer: $B/tests/fuzz/%.o $(FAKE)
+	@mkdir -p $(@D)
+	$(CC) -fsanitize=fuzzer -o $@ $^ $(LDFLAGS) $(LIBS)
+
+fuzz-run: $B/fuzz/$T $B/fuzz/$T.fuzzer
+	tests/fuzz/run $B $T $(TIME)
+
+fuzz-all: $(FUZZ:%=$B/fuzz/%) $(FUZZ:%=$B/fuzz/%.fuzzer)
+	@tests/unit/run $(foreach f,$(FUZZ),'$f: tests/fuzz/run $B $f $(TIME)')

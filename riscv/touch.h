@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * touch.h - have KVM map a machine's RAM before its guest runs.
+ */
+#ifndef RISCV_TOUCH_H
+#define RISCV_TOUCH_H
+
+#include "../core/machine.h"
+
+/*
+ * Have hart 0, which is fresh, read a byte of each page of these runs of RAM: a fault each,
+ * which the guest is then spared.  Its thread is there (vcpus_ready); registers and RAM are
+ * as they were when this returns.
+ */
+int touch(struct machine *m, const struct mem_warm *runs, uint32_t n, struct vmm_error *err);
+
+#endif
