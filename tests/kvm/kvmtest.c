@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -67,6 +68,12 @@ void test_skip(const char *fmt, ...)
 
 	va_start(ap, fmt);
 	end(STATUS_SKIP, fmt, ap);
+}
+
+void test_long(void)
+{
+	if (!test_options.full)
+		test_skip("takes long: -f");
 }
 
 void test_note(const char *fmt, ...)
@@ -142,6 +149,27 @@ void test_run(const char *name, void (*fn)(void), uint64_t arg, unsigned int sec
 	fflush(stdout);
 }
 
+void test_process(void (*fn)(void))
+{
+	pid_t pid;
+	int status;
+
+	fflush(NULL);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		fn();
+		fflush(NULL);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(pid, &status, 0), pid);
+	if (WIFSIGNALED(status))
+		test_fail("a part of it was killed by signal %d", WTERMSIG(status));
+	if (WEXITSTATUS(status))
+		_exit(WEXITSTATUS(status));	/* it has said why */
+}
+
 int test_status(void)
 {
 	if (failed)
@@ -151,7 +179,7 @@ int test_status(void)
 
 static void usage(const char *prog, const char *args)
 {
-	fprintf(stderr, "usage: %s [-lv] [-m emul|hwaccel|auto|default] [-t FACTOR] %s[CASE...]\n",
+	fprintf(stderr, "usage: %s [-flv] [-m emul|hwaccel|auto|default] [-t FACTOR] %s[CASE...]\n",
 		prog, args);
 	exit(2);
 }
@@ -183,9 +211,11 @@ int test_main_args(int argc, char **argv, const struct test_case *cases, size_t 
 	int c;
 
 	test_init(argv[0]);
-	while ((c = getopt(argc, argv, "lvm:t:")) != -1) {
+	while ((c = getopt(argc, argv, "flvm:t:")) != -1) {
 		if (c == 'l')
 			test_options.list = 1;
+		else if (c == 'f')
+			test_options.full = 1;
 		else if (c == 'v')
 			test_options.verbose = 1;
 		else if (c == 'm')
@@ -362,12 +392,26 @@ static void report(struct vmm *vm, uint64_t gpa)
 		  (unsigned long long)r.b);
 }
 
+const char *guest_keep(struct vmm *vm)
+{
+	static __thread char path[300];
+	struct vmm_snap *s;
+
+	snprintf(path, sizeof(path), "%s/../stuck-%d.snap", guests, (int)getpid());
+	if (vmm_state(vm) == VMM_RUNNING && vmm_pause(vm, &test_err))
+		return test_err.message;
+	if (vmm_snap_take(&s, vm, &test_err) || vmm_snap_write(s, path, NULL, &test_err))
+		return test_err.message;
+	vmm_snap_free(s);
+	return path;
+}
+
 void next_event(struct vmm *vm, struct vmm_event *ev, int seconds)
 {
 	CALL(vmm_wait(vm, seconds * 1000 * (int)test_options.factor, ev, &test_err));
 	if (ev->type == VMM_EV_NONE)
-		test_fail("no event within %d s; the machine is in state %d", seconds,
-			  vmm_state(vm));
+		test_fail("no event within %d s; the machine is in state %d: %s", seconds,
+			  vmm_state(vm), guest_keep(vm));
 	if (ev->type == VMM_EV_DOORBELL && (ev->value & GUEST_REPORT_MASK) == GUEST_REPORT)
 		report(vm, ev->value & ~GUEST_REPORT_MASK);
 }
@@ -420,6 +464,15 @@ unsigned int count_fds(void)
 unsigned int count_threads(void)
 {
 	return count_entries("/proc/self/task");
+}
+
+unsigned int threads_left(unsigned int n)
+{
+	int i;
+
+	for (i = 0; i < 10000 && count_threads() > n; i++)
+		sleep_ms(1);
+	return count_threads();
 }
 
 uint64_t rss_kib(void)

@@ -15,6 +15,7 @@
  *
  *	-m MODE		interrupt controller: emul, hwaccel, auto, default
  *	-t FACTOR	multiplies every time limit
+ *	-f		full sizes: what takes minutes
  *	-v		shows the library's log
  *	-l		lists the cases
  *	CASE...		runs only those whose name contains one of these
@@ -48,7 +49,7 @@ int test_main_args(int argc, char **argv, const struct test_case *cases, size_t 
 struct test_options {
 	uint32_t	irqchip;	/* VMM_IRQCHIP_* */
 	unsigned int	factor;
-	int		verbose, list;
+	int		verbose, list, full;
 };
 extern struct test_options test_options;
 extern uint64_t test_arg;
@@ -61,6 +62,7 @@ int test_status(void);
 /* End this case, from any of its threads. */
 void test_fail(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 void test_skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
+void test_long(void);			/* only with -f */
 void test_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #define CHECK(cond)							\
@@ -76,6 +78,10 @@ void test_note(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 			test_fail("%s:%d: %s is %lld, not %lld", __FILE__, __LINE__, #x, \
 				  x_, y_);				\
 	} while (0)
+
+/* Run a part of this case in a process of its own; the case fails, or is skipped,
+   if that does. */
+void test_process(void (*fn)(void));
 
 /* A library call that takes &test_err and must succeed. */
 extern __thread struct vmm_error test_err;
@@ -115,6 +121,10 @@ uint64_t guest_counter(struct vmm *vm, unsigned int i);
 /* The next event, which must come in time; a guest's report fails the case. */
 void next_event(struct vmm *vm, struct vmm_event *ev, int seconds);
 void expect_event(struct vmm *vm, uint32_t type, uint64_t value, int seconds);
+
+/* A machine that stands still is kept for whoever wants to know why: the file it
+   has been written to, or what went wrong. */
+const char *guest_keep(struct vmm *vm);
 const char *event_name(uint32_t type);
 
 /* ---- The process ----------------------------------------------------------------- */
@@ -123,6 +133,9 @@ uint64_t now_ms(void);
 void sleep_ms(unsigned int ms);
 unsigned int count_fds(void);
 unsigned int count_threads(void);
+/* The same, when those that have been joined, and are listed a moment longer, are
+   gone: n, if no more are left. */
+unsigned int threads_left(unsigned int n);
 uint64_t rss_kib(void);
 
 /* A thread that collects what comes out of a descriptor. */

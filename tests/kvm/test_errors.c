@@ -34,7 +34,7 @@ static void create_fails(const struct vmm_config *cfg, int code, const char *tex
 		CHECK(vm == NULL);
 	}
 	CHECK_EQ(count_fds(), fds);
-	CHECK_EQ(count_threads(), threads);
+	CHECK_EQ(threads_left(threads), threads);
 	test_note("%s", test_err.message);
 }
 
@@ -145,8 +145,9 @@ static void files_run_out(void)
 	struct vmm_event ev;
 	struct vmm *vm[16];
 
-	if (!test_mode_sound(VMM_IRQCHIP_AIA_HWACCEL))
-		test_skip("%.200s", test_host()->note);
+	/* These do not sleep, so that no wake-up can be lost. */
+	if (!(test_host()->irqchips >> VMM_IRQCHIP_AIA_HWACCEL & 1))
+		test_skip("this host has no guest interrupt files");
 	test_options.irqchip = VMM_IRQCHIP_AIA_HWACCEL;
 	for (i = 0; i < 16; i++) {
 		vm[i] = guest_new("spin", 1, 0);

@@ -181,6 +181,7 @@ void aplic_route(uint32_t src, unsigned int to_hart, uint32_t id);
 
 int has_sstc(void);
 void timer_set(uint64_t when);		/* by Sstc if there is, else by SBI */
+unsigned int timer_by_sbi(uint64_t when);	/* until it is set: how often KVM lost it */
 
 enum { UART_DATA = 0, UART_IER = 1, UART_IIR = 2, UART_FCR = 2, UART_LCR = 3, UART_MCR = 4,
        UART_LSR = 5 };
