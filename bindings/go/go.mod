@@ -1,0 +1,3 @@
+module vmm
+
+go 1.23
