@@ -6,7 +6,7 @@
  *
  *	snapfile ROUNDS DIR [NAME=IMAGE...]
  *
- * An image is the raw RAM of a guest.  Without one RAM is made up: pieces of
+ * An image is the raw RAM of a guest, or a snapshot (NAME.snap).  Without one RAM is made up: pieces of
  * what lies in /usr/lib, with holes, in 512 MiB.  DIR is for the files; all are
  * in the page cache.  What is decoded or copied goes to memory: guest RAM to a
  * memfd, the tools' output to /dev/shm.  Contenders take turns within a round.
@@ -335,7 +335,17 @@ static void load(struct guest *g, const char *name, const char *image)
 		snprintf(g->zst[k], sizeof(g->zst[k]), "%s/%s.l%d.zst", dir, name, k ? 3 : 1);
 		snprintf(g->snap[k], sizeof(g->snap[k]), "%s/%s.l%d.snap", dir, name, k ? 3 : 1);
 	}
-	if (image) {
+	if (image && strlen(image) > 5 && strcmp(image + strlen(image) - 5, ".snap") == 0) {
+		struct vmm_error e;
+		struct snapfile *f;
+
+		if (snapfile_open(&f, image, 0, &e))
+			die(&e);
+		new_ram(g, f->header->ram_size);
+		if (snapfile_fill(f, g->fd, NULL, 0, &e))
+			die(&e);
+		snapfile_close(f);
+	} else if (image) {
 		fd = open(image, O_RDONLY | O_CLOEXEC);
 		if (fd < 0)
 			err(1, "%s", image);
