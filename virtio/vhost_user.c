@@ -21,8 +21,8 @@
  * it had in flight we know from looking at the rings at each of its interrupts
  * (struct flight); should that be lost, the device asks its driver for a reset.
  *
- * While the machine is held the rings are stopped, which finishes what is in
- * flight; they are started again when the loop goes on.
+ * While the machine is held the rings are stopped, and what is in flight is waited
+ * for; they are started again when the loop goes on.
  *
  * I/O lock held.  Nothing is saved, and a machine with such a device cannot be:
  * what the back end knows of the files that the guest has open is not here.
@@ -34,6 +34,7 @@
 #include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <fcntl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include <linux/fuse.h>
@@ -360,6 +361,34 @@ static void vhost_on_call(void *arg, uint32_t events)
 	virtio_interrupt(&r->vu->v);
 }
 
+/*
+ * It has given a ring back, having taken requests up to that one.  Some back ends
+ * (qemu-storage-daemon) finish what they have in flight only then, and no longer tell
+ * anybody: wait until all has come back, and tell the driver.
+ */
+static int vhost_drain(struct vhost *vu, uint32_t index, uint16_t taken)
+{
+	const struct timespec nap = { .tv_nsec = 200000 };
+	struct pollfd p = { .fd = vu->io.fd, .events = POLLRDHUP };
+	uint64_t deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull;
+	struct vhost_ring *r = &vu->ring[index];
+	uint16_t before = r->flight.used;
+
+	vhost_on_call(r, 0);
+	for (;;) {
+		queue_flight_look(&vu->v.queue[index], &r->flight);
+		if (r->flight.used == taken)
+			break;
+		if (clock_ns() >= deadline)
+			return -ETIMEDOUT;
+		if (ppoll(&p, 1, &nap, NULL) > 0)
+			return -ECONNRESET;
+	}
+	if (vu->v.active && r->flight.used != before)
+		virtio_interrupt(&vu->v);
+	return 0;
+}
+
 /* RAM that can be given away is a memfd, shared. */
 static int vhost_set_mem(struct vhost *vu)
 {
@@ -446,13 +475,14 @@ static void vhost_stop(struct vhost *vu)
 		r = vhost_send(vu, &m, VHOST_GET_VRING_BASE, sizeof(m.ring), -1);
 		if (r == 0)
 			r = vhost_recv(vu, &m, VHOST_GET_VRING_BASE, sizeof(m.ring));
+		if (r == 0)
+			r = vhost_drain(vu, i, (uint16_t)m.ring.num);
 		if (r < 0) {
 			vhost_gone(vu, strerror(-r));
 			break;
 		}
 		vu->ring[i].running = 0;
 		queue_resume_at(&vu->v.queue[i], (uint16_t)m.ring.num);
-		vhost_on_call(&vu->ring[i], 0);
 		loop_del(vu->v.env.loop, &vu->ring[i].call);
 	}
 }

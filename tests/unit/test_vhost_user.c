@@ -32,6 +32,8 @@ struct bring {
 	uint32_t	num, base;
 	uint64_t	desc, used, avail;	/* addresses of the front end */
 	int		kick, call, on;
+	uint16_t	held[8];	/* what it will answer late */
+	uint32_t	nheld;
 };
 
 struct backend {
@@ -43,6 +45,8 @@ struct backend {
 	int		fault;		/* FAULT_* ... */
 	uint32_t	fault_at;	/* ... at this message; 0: at a request */
 	int		slow_ms;	/* per request */
+	int		late;		/* it answers once it has been stopped ... */
+	int		taken;		/* ... so many; atomic */
 	int		keep, dying;	/* atomic: answer every so-manieth, last first; then die */
 	uint8_t		*ram;
 	uint64_t	ram_gpa, ram_size, ram_uaddr;
@@ -119,7 +123,12 @@ static void serve(struct backend *b, struct bring *r)
 			usleep((useconds_t)b->slow_ms * 1000);
 		i = avail[2 + r->base % r->num];
 		r->base = (uint16_t)(r->base + 1);
-		answer(b, r, i);
+		if (b->late && r->nheld < 8) {
+			r->held[r->nheld++] = i;
+			__atomic_fetch_add(&b->taken, 1, __ATOMIC_SEQ_CST);
+		} else {
+			answer(b, r, i);
+		}
 	}
 }
 
@@ -221,6 +230,11 @@ static int hear(struct backend *b)
 		b->ring[w[0]].on = 0;
 		memcpy(m.data + 4, &b->ring[w[0]].base, 4);
 		reply(b, &m, 8);
+		for (i = 0; i < b->ring[w[0]].nheld; i++) {
+			usleep(3000);
+			answer(b, &b->ring[w[0]], b->ring[w[0]].held[i]);
+		}
+		b->ring[w[0]].nheld = 0;
 		break;
 	case 12:
 		set_fd(&b->ring[w[0] & 0xff].kick, fd);
@@ -747,6 +761,53 @@ static void test_hold(void **state)
 	end(t);
 }
 
+/*
+ * As qemu-storage-daemon does it: the ring is given back with requests in flight, and they
+ * are answered afterwards, which nobody is told of any more.
+ */
+static void test_late(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	int i, k, irqs, done = 0;
+
+	t->b.late = 1;
+	t->b.queue_num = 2;
+	t->b.features |= 1ull << VIRTIO_BLK_F_MQ;
+	begin(t, 2);
+	start(t, DRV_INDIRECT);
+	for (i = 0; i < 20; i++) {
+		for (k = 0; k < 6; k++, done++)
+			add(t, (uint32_t)k % 2, VIRTIO_BLK_T_OUT, (uint64_t)k, 512);
+		irqs = drv_irqs(d);
+		drv_notify(d, 0);
+		drv_notify(d, 1);
+		while (__atomic_load_n(&t->b.taken, __ATOMIC_SEQ_CST) < done)
+			usleep(100);
+		loop_hold(&d->loop);
+		loop_lock(&d->loop);
+		d->dev->ops->quiesce(d->dev);
+		for (k = 0; k < 2; k++)
+			assert_int_equal(d->v->queue[k].last_avail,
+					 *(uint16_t *)drv_hva(d, d->v->queue[k].used_gpa + 2));
+		loop_unlock(&d->loop);
+		assert_int_equal(__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST), done);
+		assert_true(drv_irqs(d) > irqs);
+		loop_release(&d->loop);
+		for (k = 0; k < 6; k++)
+			assert_true(drv_wait(d, (uint32_t)k % 2, NULL, NULL));
+	}
+	/* And when its driver starts over. */
+	for (k = 0; k < 3; k++, done++)
+		add(t, 0, VIRTIO_BLK_T_OUT, (uint64_t)k, 512);
+	drv_notify(d, 0);
+	while (__atomic_load_n(&t->b.taken, __ATOMIC_SEQ_CST) < done)
+		usleep(100);
+	drv_write(d, VIRTIO_MMIO_STATUS, 0);
+	assert_int_equal(__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST), done);
+	end(t);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -754,6 +815,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
 		T(test_death_in_flight), T(test_fs_death), T(test_private_ram), T(test_hold),
+		T(test_late),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
