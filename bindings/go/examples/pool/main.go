@@ -100,13 +100,17 @@ func (h handler) answer(ctx context.Context, w io.Writer, command string) error 
 	if err := vm.Start(); err != nil {
 		return err
 	}
+	// No prompt between the answer and its end; the end as it is typed has a quote behind it.
 	const end = "-- end --"
-	if _, err := fmt.Fprintf(console, "stty -echo; %s\necho '%s'\n", command, end); err != nil {
+	if _, err := fmt.Fprintf(console, "stty -echo; PS1=; %s\necho '%s'\n", command, end); err != nil {
 		return err
 	}
 	lines := bufio.NewScanner(console)
-	for lines.Scan() && !strings.HasPrefix(lines.Text(), end) {
-		fmt.Fprintln(w, lines.Text())
+	for over := false; !over && lines.Scan(); {
+		var text string
+		if text, over = strings.CutSuffix(lines.Text(), end); text != "" || !over {
+			fmt.Fprintln(w, text)
+		}
 	}
 	return lines.Err()
 }
