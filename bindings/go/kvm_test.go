@@ -37,20 +37,23 @@ func linux(t *testing.T) vmm.Config {
 	return c
 }
 
-// until reads what a guest says until it has said text.
-func until(t *testing.T, c net.Conn, text string) string {
+// until reads what a guest says until it has said each of texts, one after the other.
+func until(t *testing.T, c net.Conn, texts ...string) string {
 	t.Helper()
-	var said strings.Builder
-	buf := make([]byte, 4096)
+	var said string
+	buf, from := make([]byte, 4096), 0
 	c.SetReadDeadline(time.Now().Add(4 * time.Minute))
-	for !strings.Contains(said.String(), text) {
-		n, err := c.Read(buf)
-		said.Write(buf[:n])
-		if err != nil {
-			t.Fatalf("%v, after %q", err, said.String())
+	for _, text := range texts {
+		for !strings.Contains(said[from:], text) {
+			n, err := c.Read(buf)
+			said += string(buf[:n])
+			if err != nil {
+				t.Fatalf("%v, after %q", err, said)
+			}
 		}
+		from += strings.Index(said[from:], text) + len(text)
 	}
-	return said.String()
+	return said
 }
 
 // command types one, and gives what the guest says to it.
@@ -58,9 +61,7 @@ func command(t *testing.T, c net.Conn, text string) string {
 	t.Helper()
 	_, err := fmt.Fprintf(c, "%s; echo do''ne\n", text)
 	ok(t, err)
-	said := until(t, c, "done")
-	until(t, c, "# ")
-	return said
+	return until(t, c, "done", "# ")
 }
 
 func TestKVMLinux(t *testing.T) {
