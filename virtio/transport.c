@@ -411,9 +411,9 @@ static void transport_reset(struct device *d)
 	uint32_t i;
 
 	v->active = 0;
-	transport_kicks_close(t);
 	if (v->ops->reset)
 		v->ops->reset(v);
+	transport_kicks_close(t);
 	for (i = 0; i < v->nqueues; i++)
 		queue_clear(&v->queue[i]);
 	v->broken = 0;

@@ -362,31 +362,34 @@ static void vhost_on_call(void *arg, uint32_t events)
 }
 
 /*
- * It has given a ring back, having taken requests up to that one.  Some back ends
- * (qemu-storage-daemon) finish what they have in flight only then, and no longer tell
- * anybody: wait until all has come back, and tell the driver.
+ * Wait until all that the driver has asked for is done.  A ring must not be asked back
+ * before: qemu-storage-daemon lets go of its eventfds then, finishes what is in flight
+ * nevertheless, and gives up when it has nobody to tell of it.
  */
-static int vhost_drain(struct vhost *vu, uint32_t index, uint16_t taken)
+static int vhost_drain(struct vhost *vu, struct queue *q)
 {
 	const struct timespec nap = { .tv_nsec = 200000 };
 	struct pollfd p = { .fd = vu->io.fd, .events = POLLRDHUP };
-	uint64_t deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull;
-	struct vhost_ring *r = &vu->ring[index];
-	uint16_t before = r->flight.used;
+	uint64_t deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull, one = 1;
+	struct flight *f = &vu->ring[q->index].flight;
+	uint16_t n;
+	int kicked = 0;
 
-	vhost_on_call(r, 0);
 	for (;;) {
-		queue_flight_look(&vu->v.queue[index], &r->flight);
-		if (r->flight.used == taken)
-			break;
-		if (clock_ns() >= deadline)
-			return -ETIMEDOUT;
+		queue_flight_look(q, f);
+		n = (uint16_t)(f->avail - f->used);
+		/* None, or a driver's nonsense. */
+		if (!n || n > q->num)
+			return 0;
+		/* There may be requests that it has not been notified of yet. */
+		if (!kicked++ && q->kick.fd >= 0 && write(q->kick.fd, &one, sizeof(one)) < 0 &&
+		    errno != EAGAIN)
+			return -errno;
 		if (ppoll(&p, 1, &nap, NULL) > 0)
 			return -ECONNRESET;
+		if (clock_ns() >= deadline)
+			return -ETIMEDOUT;
 	}
-	if (vu->v.active && r->flight.used != before)
-		virtio_interrupt(&vu->v);
-	return 0;
 }
 
 /* RAM that can be given away is a memfd, shared. */
@@ -460,31 +463,41 @@ static void vhost_start(struct vhost *vu)
 		vhost_gone(vu, r == -EOPNOTSUPP ? "guest RAM is not shared with it" : strerror(-r));
 }
 
+/* It has nothing in flight: take the ring from it. */
+static int vhost_ring_stop(struct vhost *vu, struct queue *q)
+{
+	struct vhost_ring *ring = &vu->ring[q->index];
+	struct vhost_msg m = { .ring = { q->index, 0 } };
+	uint16_t before = ring->flight.used;
+	int r = vhost_drain(vu, q);
+
+	if (r == 0)
+		r = vhost_send(vu, &m, VHOST_GET_VRING_BASE, sizeof(m.ring), -1);
+	if (r == 0)
+		r = vhost_recv(vu, &m, VHOST_GET_VRING_BASE, sizeof(m.ring));
+	if (r < 0)
+		return r;
+	ring->running = 0;
+	queue_resume_at(q, (uint16_t)m.ring.num);
+	vhost_on_call(ring, 0);
+	loop_del(vu->v.env.loop, &ring->call);
+	if (vu->v.active && ring->flight.used != before)
+		virtio_interrupt(&vu->v);
+	return 0;
+}
+
 /* On return the back end touches no ring. */
 static void vhost_stop(struct vhost *vu)
 {
-	struct vhost_msg m;
 	uint32_t i;
-	int r;
+	int r = 0;
 
 	vu->running = 0;
-	for (i = 0; i < vu->v.nqueues && vu->io.fd >= 0; i++) {
-		if (!vu->ring[i].running)
-			continue;
-		m = (struct vhost_msg){ .ring = { i, 0 } };
-		r = vhost_send(vu, &m, VHOST_GET_VRING_BASE, sizeof(m.ring), -1);
-		if (r == 0)
-			r = vhost_recv(vu, &m, VHOST_GET_VRING_BASE, sizeof(m.ring));
-		if (r == 0)
-			r = vhost_drain(vu, i, (uint16_t)m.ring.num);
-		if (r < 0) {
-			vhost_gone(vu, strerror(-r));
-			break;
-		}
-		vu->ring[i].running = 0;
-		queue_resume_at(&vu->v.queue[i], (uint16_t)m.ring.num);
-		loop_del(vu->v.env.loop, &vu->ring[i].call);
-	}
+	for (i = 0; i < vu->v.nqueues && r == 0; i++)
+		if (vu->ring[i].running)
+			r = vhost_ring_stop(vu, &vu->v.queue[i]);
+	if (r < 0)
+		vhost_gone(vu, strerror(-r));
 }
 
 /* Start it when the loop goes on: any ring that is notified will do. */
