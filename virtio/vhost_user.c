@@ -304,6 +304,10 @@ static void vhost_take_over(struct vhost *vu, struct queue *q)
 	}
 	while (r->running && queue_flight_pop(q, &r->flight, &c))
 		vhost_refuse(vu, q, &c);
+	/* It may have answered some that it has not told of, or we not heard of yet; and
+	   whether the driver wants to be told of the next depends on those. */
+	if (r->running)
+		virtio_interrupt(&vu->v);
 	/* Notifications are for us from now on. */
 	if (q->kick.fd >= 0 && !q->kick.watched &&
 	    loop_add(vu->v.env.loop, &q->kick, EPOLLIN) < 0)

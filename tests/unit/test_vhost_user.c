@@ -47,6 +47,7 @@ struct backend {
 	int		slow_ms;	/* per request */
 	int		late;		/* it takes requests, and answers after a while */
 	int		keep, dying;	/* atomic: answer every so-manieth, last first; then die */
+	int		untold;		/* ... before it has told of them */
 	uint8_t		*ram;
 	uint64_t	ram_gpa, ram_size, ram_uaddr;
 	struct bring	ring[QUEUES];
@@ -102,7 +103,7 @@ static void answer(struct backend *b, struct bring *r, uint16_t head)
 	e[1] = serve_one(b, r, head);
 	__atomic_store_n(&used[1], (uint16_t)(idx + 1), __ATOMIC_SEQ_CST);
 	__atomic_fetch_add(&b->served, 1, __ATOMIC_SEQ_CST);
-	if (r->call >= 0 && write(r->call, &one, sizeof(one)) < 0)
+	if (r->call >= 0 && !b->untold && write(r->call, &one, sizeof(one)) < 0)
 		return;
 }
 
@@ -683,6 +684,31 @@ static void test_death_in_flight(void **state)
 	}
 }
 
+/* It dies having answered all, and told of nothing: the driver is told all the same. */
+static void test_death_untold(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	int irqs, i;
+
+	begin(t, 1);
+	start(t, 0);
+	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
+	for (i = 0; i < DRV_WAIT_MS && !drv_irqs(d); i++)
+		usleep(1000);
+	t->b.keep = t->b.untold = 1;
+	__atomic_store_n(&t->b.dying, 1, __ATOMIC_SEQ_CST);
+	irqs = drv_irqs(d);
+	add(t, 0, VIRTIO_BLK_T_IN, 1, 512);
+	drv_notify(d, 0);
+	for (i = 0; i < DRV_WAIT_MS && drv_irqs(d) == irqs; i++)
+		usleep(1000);
+	assert_true(drv_irqs(d) > irqs);
+	assert_true(drv_get(d, 0, NULL, NULL));
+	assert_false(failed(t));
+	end(t);
+}
+
 /* A directory: who waits for an answer gets one, with an error. */
 static void test_fs_death(void **state)
 {
@@ -811,7 +837,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
-		T(test_death_in_flight), T(test_fs_death), T(test_private_ram),
+		T(test_death_in_flight), T(test_death_untold), T(test_fs_death), T(test_private_ram),
 		T(test_hold), T(test_late),
 	};
 
