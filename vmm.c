@@ -181,6 +181,19 @@ static int build_vcpus(struct vmm *vm, struct vmm_error *err)
 	return 0;
 }
 
+/* May its vCPUs be made as new?  A kernel that cannot is asked once for each snapshot. */
+static int renewable(const struct vmm *vm)
+{
+	struct vmm_snap *s = vm->snap;
+
+	if (!s || __atomic_load_n(&s->no_renew, __ATOMIC_RELAXED))
+		return 0;
+	if (kvm_enable(vm->m.vm, KVM_CAP_MP_INIT) == 0)
+		return 1;
+	__atomic_store_n(&s->no_renew, 1, __ATOMIC_RELAXED);
+	return 0;
+}
+
 static int build(struct vmm *vm, struct vmm_error *err)
 {
 	struct machine *m = &vm->m;
@@ -189,7 +202,7 @@ static int build(struct vmm *vm, struct vmm_error *err)
 	m->vm = kvm_vm(m->kvm);
 	if (m->vm < 0)
 		return fail_sys(err, -m->vm, "KVM_CREATE_VM");
-	m->renewable = vm->snap && kvm_enable(m->vm, KVM_CAP_MP_INIT) == 0;
+	m->renewable = renewable(vm);
 	vm_stage(vm, VMM_STAGE_VM);
 	rc = kvm_slot(m->vm, 0, m->mem.gpa, m->mem.size + MEM_TAIL, m->mem.hva);
 	if (rc < 0)

@@ -106,6 +106,7 @@ struct vmm_snap {
 	uint32_t	nws;
 	int		learned;	/* that is not the file's */
 	int		kvm;		/* descriptor, for all machines of it, or -1 */
+	int		no_renew;	/* atomic: this KVM cannot make vCPUs as new */
 	int		fits;		/* this host's vCPUs, which are so: */
 	struct hart_host host;
 	struct mem_warm	*warm;		/* the same, as runs of pages */

@@ -74,11 +74,15 @@ int kvm_vcpu(int vm, uint32_t id)
 
 int kvm_run_map(int kvm, int vcpu, struct kvm_run **run, size_t *size)
 {
-	int n = kvm_call(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL);
+	static int known;		/* atomic: the kernel's, once for all */
+	int n = __atomic_load_n(&known, __ATOMIC_RELAXED);
 	void *p;
 
+	if (!n)
+		n = kvm_call(kvm, KVM_GET_VCPU_MMAP_SIZE, NULL);
 	if (n < 0)
 		return n;
+	__atomic_store_n(&known, n, __ATOMIC_RELAXED);
 	p = mmap(NULL, (size_t)n, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu, 0);
 	if (p == MAP_FAILED)
 		return -errno;

@@ -97,10 +97,11 @@ static int mem_mine(struct mem_source *s)
    that it has written to, of which the lowest bit tells. */
 static uint8_t *mem_take_spare(struct mem_source *s, int *used)
 {
+	const uint32_t n = mem_mine(s) ? MEM_SPARES : 0;
 	uintptr_t p = 0;
 	uint32_t i;
 
-	for (i = 0; i < MEM_SPARES && !p && mem_mine(s); i++)
+	for (i = 0; i < n && !p; i++)
 		p = __atomic_exchange_n(&s->spare[i], 0, __ATOMIC_ACQ_REL);
 	*used = (int)(p & 1);
 	return (uint8_t *)(p & ~(uintptr_t)1);
