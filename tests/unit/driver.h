@@ -197,6 +197,23 @@ static inline void drv_close(struct driver *d)
 	mem_fini(&d->mem);
 }
 
+/* Before and after a test whose state is a struct driver. */
+static inline int drv_setup(void **state)
+{
+	struct driver *d = malloc(sizeof(*d));
+
+	drv_open(d);
+	*state = d;
+	return 0;
+}
+
+static inline int drv_teardown(void **state)
+{
+	drv_close(*state);
+	free(*state);
+	return 0;
+}
+
 /* ---- Registers ------------------------------------------------------------ */
 
 static inline uint32_t drv_read(struct driver *d, uint32_t reg)

@@ -10,6 +10,7 @@
 #include "../../riscv/host.h"
 #include "../../riscv/map.h"
 #include "../../riscv/platform.h"
+#include "../../vmm_guest.h"
 #include "fake_kvm.h"
 #include "unit.h"
 
@@ -97,24 +98,44 @@ static inline void rig_reset(struct machine *m, struct device *d)
 
 /* ---- Machines by the public interface ----------------------------------------- */
 
-/* The least that is a kernel, as a descriptor. */
-static inline int rig_kernel(void)
+static int rig_kernel;		/* descriptor of the least that is a kernel */
+
+/* Before and after a test. */
+static inline int rig_setup(void **state)
 {
 	uint8_t image[4096] = { 0 };
 
+	(void)state;
+	fake_reset();
 	memcpy(image + 48, "RISCV", 5);
 	memcpy(image + 56, "RSC\x05", 4);
-	return file_of(image, sizeof(image));
+	rig_kernel = file_of(image, sizeof(image));
+	return 0;
 }
 
-/* A small machine whose guests do what fake.guest says; kernel: rig_kernel(). */
-static inline struct vmm *rig_vmm(int kernel, uint32_t vcpus)
+static inline int rig_teardown(void **state)
+{
+	(void)state;
+	close(rig_kernel);
+	rig_no_violations();
+	return 0;
+}
+
+/* A guest that rings with 7, once, and spins. */
+static inline int rig_rings(struct fake_vcpu *v)
+{
+	return v->step ? FAKE_SPIN :
+	       fake_sbi(v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, v->step++ + 7, 0, 0);
+}
+
+/* A small machine whose guests do what fake.guest says. */
+static inline struct vmm *rig_vmm(uint32_t vcpus)
 {
 	struct vmm_config cfg = VMM_CONFIG_INIT;
 	struct vmm_error err;
 	struct vmm *vm;
 
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.vcpus = vcpus;
 	cfg.memory = 4u << 20;
 	assert_ok(vmm_create(&vm, &cfg, &err));

@@ -216,28 +216,32 @@ UNUSED static void check_file(const char *path, const struct ram *r)
 }
 
 /* A directory of this program's own, under TMPDIR, or where syncs cost nothing;
-   tests use names in it. */
-UNUSED static void enter_tmpdir(void)
+   tests use names in it.  Before and after a test, or all of them. */
+UNUSED static int enter_tmpdir(void **state)
 {
 	const char *tmp = getenv("TMPDIR");
 	static char dir[200];
 
+	(void)state;
 	if (!tmp)
 		tmp = access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp";
 	snprintf(dir, sizeof(dir), "%s/snaptest.XXXXXX", tmp);
 	if (!mkdtemp(dir) || chdir(dir))
 		abort();
+	return 0;
 }
 
-UNUSED static void leave_tmpdir(void)
+UNUSED static int leave_tmpdir(void **state)
 {
 	char dir[200], cmd[240];
 
+	(void)state;
 	if (!getcwd(dir, sizeof(dir)) || !strstr(dir, "snaptest."))
 		abort();
 	snprintf(cmd, sizeof(cmd), "rm -rf '%s'", dir);
 	if (chdir("/") || system(cmd))
 		abort();
+	return 0;
 }
 
 #endif

@@ -15,28 +15,10 @@
 #include <sys/wait.h>
 
 #include "../../riscv/regs.h"
-#include "../../vmm_guest.h"
 
 #define MiB		(1ull << 20)
 
 static struct vmm_error err;
-static int kernel;
-
-static int setup(void **state)
-{
-	(void)state;
-	fake_reset();
-	kernel = rig_kernel();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	close(kernel);
-	rig_no_violations();
-	return 0;
-}
 
 static int spins(struct fake_vcpu *v)
 {
@@ -66,7 +48,7 @@ static struct vmm *in_state(int state)
 	struct vmm *vm;
 
 	fake.guest = state == VMM_BROKEN ? fails : spins;
-	vm = rig_vmm(kernel, 2);
+	vm = rig_vmm(2);
 	if (state != VMM_NEW)
 		assert_ok(vmm_start(vm, &err));
 	if (state == VMM_PAUSED)
@@ -355,11 +337,11 @@ static void test_null_arguments(void **state)
 	assert_fails(vmm_add_blk(vm, "d", NULL, 0, &err), VMM_EINVAL, "path");
 	assert_fails(vmm_add_blk(vm, "d", "/x", 1u << 31, &err), VMM_EINVAL, "flags 0x80000000");
 	assert_fails(vmm_add_net(vm, "n", -1, NULL, &err), VMM_EINVAL, "no descriptor");
-	assert_fails(vmm_add_net(vm, NULL, kernel, NULL, &err), VMM_EINVAL, "name");
-	assert_fails(vmm_add_net(vm, "n", kernel, NULL, &err), err.code, "n");
+	assert_fails(vmm_add_net(vm, NULL, rig_kernel, NULL, &err), VMM_EINVAL, "name");
+	assert_fails(vmm_add_net(vm, "n", rig_kernel, NULL, &err), err.code, "n");
 	assert_fails(vmm_add_fs(vm, "f", -1, &err), VMM_EINVAL, "no descriptor");
-	assert_fails(vmm_add_fs(vm, NULL, kernel, &err), VMM_EINVAL, "name");
-	assert_fails(vmm_add_fs(vm, "f", kernel, &err), VMM_ESYS, "f: ");
+	assert_fails(vmm_add_fs(vm, NULL, rig_kernel, &err), VMM_EINVAL, "name");
+	assert_fails(vmm_add_fs(vm, "f", rig_kernel, &err), VMM_ESYS, "f: ");
 	assert_fails(vmm_add_vhost_blk(vm, "b", 901, &err), VMM_ESYS, "b: ");
 	assert_fails(vmm_add_vsock(vm, 2, &err), VMM_EINVAL, "CID 2");
 	assert_fails(vmm_add_vsock(vm, 0xffffffff, &err), VMM_EINVAL, "CID 4294967295");
@@ -503,7 +485,7 @@ static void test_config_size(void **state)
 
 	(void)state;
 	/* An older one: what it lacks is 0.  ASan sees that it is not read. */
-	big.c.kernel_fd = kernel;
+	big.c.kernel_fd = rig_kernel;
 	big.c.vcpus = 3;
 	n = offsetof(struct vmm_config, initrd_fd);
 	small = malloc(n);
@@ -595,7 +577,7 @@ static void test_defaults(void **state)
 	struct vmm *vm;
 
 	(void)state;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	assert_ok(vmm_create(&vm, &cfg, &err));
 	assert_int_equal(vmm_state(vm), VMM_NEW);
 	assert_ok(vmm_stat(vm, &s, &err));
@@ -615,7 +597,7 @@ static void test_bad_config(void **state)
 	(void)state;
 #define BAD(field, value, code, text) do {	\
 		cfg = init;			\
-		cfg.kernel_fd = kernel;		\
+		cfg.kernel_fd = rig_kernel;		\
 		cfg.memory = 4 * MiB;		\
 		cfg.field = (value);		\
 		refused(&cfg, code, text);	\
@@ -658,7 +640,7 @@ static void test_too_large(void **state)
 	uint8_t *data = calloc(1, 5 * MiB);
 
 	(void)state;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.memory = 4 * MiB;
 	cfg.initrd_fd = file_of(data, 5 * MiB);
 	refused(&cfg, VMM_EFORMAT, "5120 KiB do not fit into RAM");
@@ -678,7 +660,7 @@ static void test_no_room_for_tree(void **state)
 	struct vmm *vm;
 
 	(void)state;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.memory = 4 * MiB;
 	cfg.initrd_fd = file_of(data, 2 * MiB);
 	assert_ok(vmm_create(&vm, &cfg, &err));
@@ -703,7 +685,7 @@ static void test_permission(void **state)
 	assert_non_null(strstr(err.message, path));
 	assert_int_equal(err.os_errno, EACCES);
 	cfg.kernel = NULL;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.initrd = path;
 	refused(&cfg, VMM_ESYS, "Permission denied");
 	setfsuid(geteuid());
@@ -726,7 +708,7 @@ static void test_bad_host(void **state)
 	int before = fds();
 
 	(void)state;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	fake.native = 0;
 	refused(&cfg, VMM_ENOKVM, "no 64-bit RISC-V");
 	assert_fails(vmm_probe(&host, &err), VMM_ENOKVM, "no 64-bit RISC-V");
@@ -899,7 +881,7 @@ static void test_log(void **state)
 
 	(void)state;
 	fake.guest = touches_a_hole;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.log = keep_log;
 	cfg.log_arg = logged;
 	assert_ok(vmm_create(&vm, &cfg, &err));
@@ -923,7 +905,7 @@ static void test_ownership(void **state)
 	char c;
 
 	(void)state;
-	assert_int_equal(pread(kernel, image, sizeof(image), 0), sizeof(image));
+	assert_int_equal(pread(rig_kernel, image, sizeof(image), 0), sizeof(image));
 	assert_int_equal(write(fd, image, sizeof(image)), sizeof(image));
 	*cfg = (struct vmm_config)VMM_CONFIG_INIT;
 	cfg->kernel = path;
@@ -982,7 +964,7 @@ static void test_reset_after_reboot(void **state)
 
 	(void)state;
 	fake.guest = reboots_once;
-	vm = rig_vmm(kernel, 2);
+	vm = rig_vmm(2);
 	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
 	assert_ok(vmm_add_serial(vm, -1, p[1], &err));
 	close(p[1]);
@@ -1100,7 +1082,7 @@ static void test_many(void **state)
 	(void)state;
 	fake.guest = rings_once;
 	for (i = 0; i < MANY; i++) {
-		vm[i] = rig_vmm(kernel, 1);
+		vm[i] = rig_vmm(1);
 		assert_ok(vmm_start(vm[i], &err));
 	}
 	for (i = 0; i < MANY; i++)
@@ -1151,7 +1133,7 @@ static void *live(void *arg)
 	struct vmm *vm = NULL;
 	int i, k, rc = 0;
 
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.memory = 4 * MiB;
 	cfg.vcpus = 2;
 	for (i = 0; i < (SLOW ? 5 : 15) && !rc; i++) {
@@ -1280,7 +1262,7 @@ static void weather(unsigned int kinds)
 
 	fake.guest = busy;
 	fake.boot_all = 1;
-	vm = rig_vmm(kernel, 4);
+	vm = rig_vmm(4);
 	assert_ok(vmm_add_serial(vm, null, null, &err));
 	storm_end = now_ms() + (SLOW ? 1000 : 400);
 	pthread_create(&t, NULL, drain_events, vm);
@@ -1342,7 +1324,7 @@ static void test_signals(void **state)
 	sigaction(SIGSTKFLT, &sa, &old[6]);	/* what vCPUs are kicked with */
 	fake.guest = busy;
 	fake.boot_all = 1;
-	vm = rig_vmm(kernel, 4);
+	vm = rig_vmm(4);
 	assert_ok(vmm_add_serial(vm, null, null, &err));
 	for (k = 0; k < 20; k++) {
 		assert_ok(vmm_start(vm, &err));
@@ -1405,7 +1387,7 @@ static void test_sigpipe(void **state)
 	fake.guest = writes_a_lot;
 	assert_int_equal(pipe2(p, O_CLOEXEC), 0);
 	close(p[0]);
-	vm = rig_vmm(kernel, 1);
+	vm = rig_vmm(1);
 	assert_ok(vmm_add_serial(vm, -1, p[1], &err));
 	assert_ok(vmm_start(vm, &err));
 	rig_event(vm, VMM_EV_SHUTDOWN);
@@ -1519,7 +1501,7 @@ static void test_exec(void **state)
 	assert_int_equal(pipe(p), 0);
 	for (fd = 0; fd < 1024; fd++)
 		was[fd] = fcntl(fd, F_GETFD) >= 0;
-	cfg.kernel_fd = cfg.initrd_fd = kernel;
+	cfg.kernel_fd = cfg.initrd_fd = rig_kernel;
 	cfg.vcpus = 2;
 	assert_ok(vmm_create(&vm, &cfg, &err));
 	assert_ok(vmm_add_serial(vm, p[0], p[1], &err));
@@ -1551,10 +1533,10 @@ static void test_no_descriptors(void **state)
 	rlim_t n;
 
 	(void)state;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.vcpus = 2;
 	cfg.memory = 4 * MiB;
-	first = dup(kernel);
+	first = dup(rig_kernel);
 	close(first);
 	getrlimit(RLIMIT_NOFILE, &old);
 	for (n = 0; rc; n++) {
@@ -1576,7 +1558,7 @@ static void test_no_descriptors(void **state)
 
 int main(void)
 {
-#define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+#define T(fn) cmocka_unit_test_setup_teardown(fn, rig_setup, rig_teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_states), T(test_null_machine), T(test_null_arguments), T(test_vhost), T(test_tuning),
 		T(test_config_size),

@@ -52,7 +52,7 @@ static struct ring rings[] = {
 #define RINGS (sizeof(rings) / sizeof(rings[0]))
 
 static struct vmm_error err;
-static int kernel, lost;		/* lost: atomic */
+static int lost;		/* atomic */
 static uint8_t *ram;
 
 static uint64_t ring_gpa(const void *p)
@@ -231,7 +231,7 @@ static void one_machine(int pauses)
 	struct vmm *vm;
 
 	assert_int_equal(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, net), 0);
-	vm = rig_vmm(kernel, 2);
+	vm = rig_vmm(2);
 	ram = rig_inside(vm)->mem.hva;
 	for (i = 0; i < (int)RINGS; i++)
 		ring_place(&rings[i], ram + (uint32_t)i * 0x40000u);	/* below the kernel */
@@ -259,23 +259,19 @@ static void test_busy(void **state)
 	unsigned int i, round;
 
 	(void)state;
-	fake_reset();
 	fake.boot_all = 1;
 	fake.guest = works;
-	kernel = rig_kernel();
 	for (round = 0; round < 40; round++)
 		one_machine(10);
 	for (i = 0; i < RINGS; i++)
 		if (rings[i].done < 50)
 			fail_msg("ring %u: only %llu requests", i, (unsigned long long)rings[i].done);
-	close(kernel);
-	rig_no_violations();
 }
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test(test_busy),
+		cmocka_unit_test_setup_teardown(test_busy, rig_setup, rig_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -19,38 +19,24 @@
 #include "../../core/uffd.h"
 #include "../../riscv/isa.h"
 #include "../../riscv/regs.h"
-#include "../../vmm_guest.h"
 
 #define MiB	(1ull << 20)
 #define HERE	(MAP_RAM + 3 * MiB)
 
 static struct vmm_error err;
-static int kernel;
 static char path[] = "/tmp/test_clone.XXXXXX";
 
 static int setup(void **state)
 {
-	(void)state;
-	fake_reset();
-	kernel = rig_kernel();
 	strcpy(path, "/tmp/test_clone.XXXXXX");
 	close(mkstemp(path));
-	return 0;
+	return rig_setup(state);
 }
 
 static int teardown(void **state)
 {
-	(void)state;
-	close(kernel);
 	unlink(path);
-	rig_no_violations();
-	return 0;
-}
-
-static int rings_step(struct fake_vcpu *v)
-{
-	return v->step ? FAKE_SPIN :
-	       fake_sbi(v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, v->step++ + 7, 0, 0);
+	return rig_teardown(state);
 }
 
 static int vcpu0(struct vmm *vm)
@@ -77,8 +63,8 @@ static struct vmm *original(void)
 	const uint64_t x5 = 0x5555, sscratch = 0x1234;
 	struct vmm *vm;
 
-	fake.guest = rings_step;
-	vm = rig_vmm(kernel, 2);
+	fake.guest = rig_rings;
+	vm = rig_vmm(2);
 	assert_ok(vmm_add_serial(vm, -1, -1, &err));
 	assert_ok(vmm_add_rng(vm, "rng0", &err));
 	assert_ok(vmm_start(vm, &err));
@@ -369,8 +355,8 @@ static void test_every_device(void **state)
 	(void)state;
 	assert_int_equal(truncate(path, 1 << 20), 0);
 	assert_int_equal(socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, p), 0);
-	fake.guest = rings_step;
-	vm = rig_vmm(kernel, 1);
+	fake.guest = rig_rings;
+	vm = rig_vmm(1);
 	add_all(vm, path, p[0]);
 	assert_ok(vmm_balloon(vm, "balloon", MiB, &err));
 	assert_fails(vmm_balloon(vm, "rng", MiB, &err), VMM_EINVAL, "no balloon rng");
@@ -415,7 +401,7 @@ static void test_no_serial(void **state)
 	struct vmm_snap *s;
 
 	(void)state;
-	vm = rig_vmm(kernel, 1);
+	vm = rig_vmm(1);
 	assert_ok(vmm_start(vm, &err));
 	assert_ok(vmm_pause(vm, &err));
 	s = take(vm);

@@ -20,8 +20,7 @@ static int setup(void **state)
 {
 	int fd = uffd_open();
 
-	(void)state;
-	enter_tmpdir();
+	enter_tmpdir(state);
 	ram = ram_new(SIZE + MEM_TAIL);
 	ram_mix(&ram, 5);
 	/* A run of zeroes that is long, and one at the end. */
@@ -34,10 +33,8 @@ static int setup(void **state)
 
 static int teardown(void **state)
 {
-	(void)state;
 	ram_free(&ram);
-	leave_tmpdir();
-	return 0;
+	return leave_tmpdir(state);
 }
 
 /*

@@ -6,38 +6,24 @@
 #include "rig.h"
 
 #include "../../core/uffd.h"
-#include "../../vmm_guest.h"
 
 #define MiB	(1ull << 20)
 #define HERE	(MAP_RAM + 3 * MiB)
 
 static struct vmm_error err;
-static int kernel;
 static char path[] = "/tmp/test_pool.XXXXXX";
 
 static int setup(void **state)
 {
-	(void)state;
-	fake_reset();
-	kernel = rig_kernel();
 	strcpy(path, "/tmp/test_pool.XXXXXX");
 	close(mkstemp(path));
-	return 0;
+	return rig_setup(state);
 }
 
 static int teardown(void **state)
 {
-	(void)state;
-	close(kernel);
 	unlink(path);
-	rig_no_violations();
-	return 0;
-}
-
-static int rings(struct fake_vcpu *v)
-{
-	return v->step ? FAKE_SPIN :
-	       fake_sbi(v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, v->step++ + 7, 0, 0);
+	return rig_teardown(state);
 }
 
 static struct vmm_snap *frozen(void)
@@ -45,8 +31,8 @@ static struct vmm_snap *frozen(void)
 	struct vmm_snap *s;
 	struct vmm *vm;
 
-	fake.guest = rings;
-	vm = rig_vmm(kernel, 1);
+	fake.guest = rig_rings;
+	vm = rig_vmm(1);
 	assert_ok(vmm_add_serial(vm, -1, -1, &err));
 	assert_ok(vmm_start(vm, &err));
 	rig_event(vm, VMM_EV_DOORBELL);

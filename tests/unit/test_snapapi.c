@@ -19,14 +19,11 @@
 #define PAGES	64u
 
 static struct vmm_error err;
-static int kernel;
 static char dir[] = "/tmp/test_snapapi.XXXXXX";
 
 static int setup(void **state)
 {
-	(void)state;
-	fake_reset();
-	kernel = rig_kernel();
+	rig_setup(state);
 	strcpy(dir, "/tmp/test_snapapi.XXXXXX");
 	return mkdtemp(dir) ? chdir(dir) : -1;
 }
@@ -36,14 +33,11 @@ static int teardown(void **state)
 	static const char *const names[] = { "base", "diff", "diff2", "flat", "full", "copy" };
 	unsigned int i;
 
-	(void)state;
-	close(kernel);
 	for (i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		unlink(names[i]);
 	assert_int_equal(chdir("/"), 0);
 	assert_int_equal(rmdir(dir), 0);
-	rig_no_violations();
-	return 0;
+	return rig_teardown(state);
 }
 
 static void put(struct vmm *vm, unsigned int page, const char *text)
@@ -128,7 +122,7 @@ static void file_has(const char *path, const char *const *text, unsigned int n)
 
 static struct vmm *original(void)
 {
-	struct vmm *vm = rig_vmm(kernel, 1);
+	struct vmm *vm = rig_vmm(1);
 	unsigned int i;
 	char text[32];
 

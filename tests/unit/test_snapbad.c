@@ -658,20 +658,6 @@ static void test_kill(void **state)
 	ram_free(&r[1]);
 }
 
-static int setup(void **state)
-{
-	(void)state;
-	enter_tmpdir();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	leave_tmpdir();
-	return 0;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -682,5 +668,5 @@ int main(void)
 		cmocka_unit_test(test_no_space),  cmocka_unit_test(test_kill),
 	};
 
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return cmocka_run_group_tests(tests, enter_tmpdir, leave_tmpdir);
 }

@@ -591,20 +591,6 @@ static void test_zstd_tool(void **state)
 	ram_free(&r);
 }
 
-static int setup(void **state)
-{
-	(void)state;
-	enter_tmpdir();
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	(void)state;
-	leave_tmpdir();
-	return 0;
-}
-
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -618,5 +604,5 @@ int main(void)
 		cmocka_unit_test(test_working_set), cmocka_unit_test(test_zstd_tool),
 	};
 
-	return cmocka_run_group_tests(tests, setup, teardown);
+	return cmocka_run_group_tests(tests, enter_tmpdir, leave_tmpdir);
 }

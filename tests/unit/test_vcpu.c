@@ -5,34 +5,20 @@
  */
 #include "rig.h"
 
-#include "../../vmm_guest.h"
-
 static struct vmm_error err;
 static struct vmm *vm;
-static int kernel;
-
-static int setup(void **state)
-{
-	(void)state;
-	fake_reset();
-	kernel = rig_kernel();
-	return 0;
-}
 
 static int teardown(void **state)
 {
-	(void)state;
 	vmm_free(vm);
 	vm = NULL;
-	close(kernel);
-	rig_no_violations();
-	return 0;
+	return rig_teardown(state);
 }
 
 static void start(fake_guest guest, uint32_t vcpus)
 {
 	fake.guest = guest;
-	vm = rig_vmm(kernel, vcpus);
+	vm = rig_vmm(vcpus);
 	assert_ok(vmm_start(vm, &err));
 }
 
@@ -251,7 +237,7 @@ static void test_first_counts(void **state)
 	(void)state;
 	fake.boot_all = 1;
 	fake.guest = all_end;
-	vm = rig_vmm(kernel, 8);
+	vm = rig_vmm(8);
 	for (i = 0; i < 10; i++) {
 		assert_ok(vmm_start(vm, &err));
 		ev = rig_event(vm, VMM_EV_SHUTDOWN);
@@ -278,7 +264,7 @@ static void test_wait_until_the_end(void **state)
 
 	(void)state;
 	fake.guest = rings_and_ends;
-	vm = rig_vmm(kernel, 1);
+	vm = rig_vmm(1);
 	for (i = 0; i < (SLOW ? 100 : 400); i++) {
 		assert_ok(vmm_start(vm, &err));
 		for (n = 1; n <= 3; n++)
@@ -483,7 +469,7 @@ static void test_flood_and_end(void **state)
 	(void)state;
 	fake.boot_all = 1;
 	fake.guest = floods_and_ends;
-	vm = rig_vmm(kernel, 64);
+	vm = rig_vmm(64);
 	for (i = 0; i < 3; i++) {
 		assert_ok(vmm_start(vm, &err));
 		/* Taken now and then, until hart 0 has come to its end. */
@@ -525,7 +511,7 @@ static void test_names(void **state)
 	struct vmm_config cfg = VMM_CONFIG_INIT;
 
 	(void)state;
-	cfg.kernel_fd = kernel;
+	cfg.kernel_fd = rig_kernel;
 	cfg.vcpus = 2;
 	cfg.name = "a-long-name-of-a-machine";
 	assert_ok(vmm_create(&vm, &cfg, &err));
@@ -539,7 +525,7 @@ static void test_names(void **state)
 
 int main(void)
 {
-#define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
+#define T(fn) cmocka_unit_test_setup_teardown(fn, rig_setup, teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_completion), T(test_holes), T(test_kinds), T(test_ends), T(test_odd_exits),
 		T(test_first_counts), T(test_wait_until_the_end), T(test_spinning),

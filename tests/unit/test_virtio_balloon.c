@@ -13,25 +13,18 @@
 
 static int setup(void **state)
 {
-	struct driver *d = malloc(sizeof(*d));
 	struct vmm_error err;
 	struct virtio *v;
+	struct driver *d;
 
-	drv_open(d);
+	drv_setup(state);
+	d = *state;
 	/* Page by page, whatever the host's huge pages are set to. */
 	madvise(d->mem.hva, DRV_RAM_SIZE, MADV_NOHUGEPAGE);
 	memset(d->mem.hva, 0xaa, DRV_RAM_SIZE);
 	assert_int_equal(balloon_new(&v, &d->env, "balloon0", &err), 0);
 	drv_attach(d, v);
 	drv_run(d);
-	*state = d;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	drv_close(*state);
-	free(*state);
 	return 0;
 }
 
@@ -325,7 +318,7 @@ static void test_state(void **state)
 
 int main(void)
 {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, setup, drv_teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_inflate),
 		T(test_turns), T(test_private), T(test_reporting), T(test_stats), T(test_hint),

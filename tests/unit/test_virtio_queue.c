@@ -71,22 +71,6 @@ static struct echo *echo_attach(struct driver *d, uint8_t notify_by)
 	return e;
 }
 
-static int setup(void **state)
-{
-	struct driver *d = malloc(sizeof(*d));
-
-	drv_open(d);
-	*state = d;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	drv_close(*state);
-	free(*state);
-	return 0;
-}
-
 /* One request of three readable and two writable buffers. */
 static void roundtrip(struct driver *d, const char *text)
 {
@@ -514,16 +498,16 @@ static void test_rng(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		cmocka_unit_test_setup_teardown(test_direct, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_indirect, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_event_idx, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_flags, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_loop, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_flood, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_hostile_chains, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_hostile_setup, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_changing, setup, teardown),
-		cmocka_unit_test_setup_teardown(test_rng, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_direct, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_indirect, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_event_idx, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_flags, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_loop, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_flood, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_hostile_chains, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_hostile_setup, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_changing, drv_setup, drv_teardown),
+		cmocka_unit_test_setup_teardown(test_rng, drv_setup, drv_teardown),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -85,22 +85,6 @@ static struct count *make(struct driver *d, uint8_t notify_by, uint32_t queues)
 	return c;
 }
 
-static int setup(void **state)
-{
-	struct driver *d = malloc(sizeof(*d));
-
-	drv_open(d);
-	*state = d;
-	return 0;
-}
-
-static int teardown(void **state)
-{
-	drv_close(*state);
-	free(*state);
-	return 0;
-}
-
 static void test_registers(void **state)
 {
 	struct driver *d = *state;
@@ -376,7 +360,7 @@ static void test_roundtrip(void **state)
 
 int main(void)
 {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, drv_setup, drv_teardown)
 	const struct CMUnitTest tests[] = {
 		T(test_registers), T(test_features), T(test_config), T(test_broken), T(test_broken_often),
 		T(test_external), T(test_again), T(test_page), T(test_roundtrip),
