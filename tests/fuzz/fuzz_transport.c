@@ -15,9 +15,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (balloon_new(&v, &g->env, "balloon0", NULL))
 		abort();
 	v->notify_by = size & 1 ? NOTIFY_LOOP : NOTIFY_VCPU;
-	if (transport_new(&g->dev, v, GUEST_GPA, 1, NULL, NULL))
-		abort();
-	g->dev->irq.chip = &g->chipp;
+	guest_attach(g, v);
 	while (g->left) {
 		uint8_t how = (uint8_t)guest_take(g, 1);
 

@@ -77,24 +77,10 @@ static void host(struct guest *g, int s, int *fd)
 
 static void step(struct guest *g, struct virtio *v, int s, int *fd)
 {
+	uint64_t what = guest_take(g, 1) % 16;
 	int out;
 
-	switch (guest_take(g, 1) % 16) {
-	case 0:
-		guest_add(g);
-		break;
-	case 1:
-		guest_write(g);
-		break;
-	case 2:
-		guest_reg(g, VIRTIO_MMIO_QUEUE_NOTIFY, (uint32_t)guest_take(g, 1) % 4);
-		break;
-	case 3:
-		guest_start(g, ~guest_take(g, 8));
-		break;
-	case 4:
-		guest_roundtrip(g);
-		break;
+	switch (what) {
 	case 5:
 		vsock_connect(v, port(guest_take(g, 1)), 0, NULL, NULL, &out, NULL);
 		break;
@@ -114,7 +100,8 @@ static void step(struct guest *g, struct virtio *v, int s, int *fd)
 		world_add(g, 0, NULL, 0, 45 + (uint32_t)guest_take(g, 2) % 4000, 1);
 		break;
 	default:
-		packet(g);
+		if (!world_step(g, what, 4))
+			packet(g);
 		break;
 	}
 	world_turn(g);
@@ -126,10 +113,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	int fd[FDS], s, i;
 	struct virtio *v;
 
-	if (vsock_new(&v, &g->env, "vsock0", CID, NULL) ||
-	    transport_new(&g->dev, v, GUEST_GPA, 1, NULL, NULL))
+	if (vsock_new(&v, &g->env, "vsock0", CID, NULL))
 		abort();
-	g->dev->irq.chip = &g->chipp;
+	guest_attach(g, v);
 	((struct vsock *)v)->next_port = 0x40000000;	/* not random */
 	if (vsock_listen(v, 1, &s, NULL))
 		abort();

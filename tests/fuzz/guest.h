@@ -69,6 +69,14 @@ static inline struct guest *guest_new(const uint8_t *data, size_t size)
 	return &g;
 }
 
+/* v is its device from now on. */
+static inline void guest_attach(struct guest *g, struct virtio *v)
+{
+	if (transport_new(&g->dev, v, GUEST_GPA, 1, NULL, NULL))
+		abort();
+	g->dev->irq.chip = &g->chipp;
+}
+
 static inline uint64_t guest_take(struct guest *g, size_t n)
 {
 	uint64_t v = 0;
@@ -185,13 +193,10 @@ static inline void guest_roundtrip(struct guest *g)
 static inline void guest_run(struct guest *g, struct virtio *v,
 			     void (*host)(struct virtio *v, uint8_t what))
 {
-	struct vmm_error err;
 	unsigned int len;
 	uint64_t off;
 
-	if (transport_new(&g->dev, v, GUEST_GPA, 1, NULL, &err))
-		abort();
-	g->dev->irq.chip = &g->chipp;
+	guest_attach(g, v);
 	guest_start(g, ~guest_take(g, 8));
 	while (g->left) {
 		switch (guest_take(g, 1) % 10) {

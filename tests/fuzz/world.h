@@ -51,4 +51,27 @@ static inline void world_add(struct guest *g, uint32_t q, const void *p, uint32_
 	guest_reg(g, VIRTIO_MMIO_QUEUE_NOTIFY, q);
 }
 
+/* What any guest may do next, if what is one of these: 1; else 0. */
+static inline int world_step(struct guest *g, uint64_t what, uint32_t queues)
+{
+	switch (what) {
+	case 0:
+		guest_add(g);
+		return 1;
+	case 1:
+		guest_write(g);
+		return 1;
+	case 2:
+		guest_reg(g, VIRTIO_MMIO_QUEUE_NOTIFY, (uint32_t)guest_take(g, 1) % queues);
+		return 1;
+	case 3:
+		guest_start(g, ~guest_take(g, 8));
+		return 1;
+	case 4:
+		guest_roundtrip(g);
+		return 1;
+	}
+	return 0;
+}
+
 #endif
