@@ -244,10 +244,8 @@ void il_new(struct inlinux *g, const char *script, uint32_t vcpus, unsigned int 
 
 static void __attribute__((noreturn)) il_failed(struct inlinux *g, const char *what)
 {
-	size_t len = console_len(&g->con);
-
 	test_fail("%s; state %d, the console ends with \"%s\"", what, vmm_state(g->vm),
-		  g->con.text + (len > 400 ? len - 400 : 0));
+		  console_tail(&g->con));
 }
 
 void il_expect_rest(struct inlinux *g, const char *words, char *rest, size_t cap, int seconds)

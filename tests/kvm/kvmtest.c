@@ -603,3 +603,17 @@ size_t console_len(struct console *c)
 	pthread_mutex_unlock(&c->reader->lock);
 	return n;
 }
+
+const char *console_tail(struct console *c)
+{
+	size_t n = console_len(c);
+
+	return c->text + (n > 300 ? n - 300 : 0);
+}
+
+void console_expect(struct console *c, const char *text, size_t *at, int seconds)
+{
+	if (console_find(c, text, at, seconds * 1000))
+		test_fail("no \"%s\" within %d s; the console ends with \"%s\"", text, seconds,
+			  console_tail(c));
+}

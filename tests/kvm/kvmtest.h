@@ -156,6 +156,9 @@ void console_send(struct console *c, const void *data, size_t n);
 /* Wait until text appears at or behind *at (NULL: the beginning); *at moves
    behind it.  0, or -1 after ms. */
 int console_find(struct console *c, const char *text, size_t *at, int ms);
+/* The same; the case fails if it does not come. */
+void console_expect(struct console *c, const char *text, size_t *at, int seconds);
 size_t console_len(struct console *c);
+const char *console_tail(struct console *c);	/* the last 300 bytes */
 
 #endif

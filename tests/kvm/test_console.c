@@ -24,17 +24,6 @@ static void say(struct console *con, const char *line)
 	console_send(con, line, strlen(line));
 }
 
-static void expect(struct console *con, size_t *at, const char *text, int seconds)
-{
-	size_t len;
-
-	if (console_find(con, text, at, seconds * 1000) == 0)
-		return;
-	len = console_len(con);
-	test_fail("no \"%s\" within %d s; the console ends with \"%s\"", text, seconds,
-		  con->text + (len > 300 ? len - 300 : 0));
-}
-
 /* A machine whose shell answers. */
 static struct vmm *shell(struct console *con, const char *port, size_t *at)
 {
@@ -52,10 +41,10 @@ static struct vmm *shell(struct console *con, const char *port, size_t *at)
 	CALL(vmm_create(&vm, &cfg, &test_err));
 	CALL(vmm_add_serial(vm, con->in, con->out, &test_err));
 	CALL(vmm_start(vm, &test_err));
-	expect(con, at, "guest: up", 60);
+	console_expect(con, "guest: up", at, 60);
 	/* It may be typed before the shell listens: nothing is lost. */
 	say(con, "echo ready-$((6 * 7))\n");
-	expect(con, at, "ready-42", 60);
+	console_expect(con, "ready-42", at, 60);
 	return vm;
 }
 
@@ -97,12 +86,12 @@ static void commands(void)
 	int i;
 
 	say(&con, "tty; cat /proc/consoles\n");
-	expect(&con, &at, port(), 30);
+	console_expect(&con, port(), &at, 30);
 	for (i = 1; i <= 20; i++) {
 		snprintf(line, sizeof(line), "echo answer-$((%d * %d))-\n", i, i);
 		say(&con, line);
 		snprintf(line, sizeof(line), "answer-%d-", i * i);
-		expect(&con, &at, line, 30);
+		console_expect(&con, line, &at, 30);
 	}
 	/* Control-C ends what runs; one that comes before it runs, nothing. */
 	say(&con, "sleep 1000\n");
@@ -132,7 +121,7 @@ static void paste(void)
 		text[i] = i % LINE == LINE - 1 ? '\n' : (char)('!' + (i * 31 + i / LINE) % 90);
 	text[PASTE] = 0;
 	say(&con, "stty -echo; echo off-$((1 + 1))\n");
-	expect(&con, &at, "off-2", 30);
+	console_expect(&con, "off-2", &at, 30);
 	say(&con, "cat >/tmp/paste; wc -c </tmp/paste; echo done-$((2 + 2))\n");
 	sleep_ms(300);
 	begin = now_ms();
@@ -141,16 +130,16 @@ static void paste(void)
 	CALL(vmm_start(vm, &test_err));
 	console_send(&con, text + PASTE / 2, PASTE - PASTE / 2);
 	say(&con, "\004");
-	expect(&con, &at, "10240", 120);
+	console_expect(&con, "10240", &at, 120);
 	test_note("%s: %d bytes in within %llu ms", port(), PASTE,
 		  (unsigned long long)(now_ms() - begin));
-	expect(&con, &at, "done-4", 30);
+	console_expect(&con, "done-4", &at, 30);
 	begin = now_ms();
 	say(&con, "echo begin-$((3 + 3)); cat /tmp/paste; echo end-$((4 + 4))\n");
-	expect(&con, &at, "begin-6\r\n", 60);
+	console_expect(&con, "begin-6\r\n", &at, 60);
 	back = con.text + at;
 	i = at;
-	expect(&con, &at, "end-8", 120);
+	console_expect(&con, "end-8", &at, 120);
 	test_note("%s: %d bytes back within %llu ms", port(), PASTE,
 		  (unsigned long long)(now_ms() - begin));
 	back = strndup(con.text + i, at - i - strlen("end-8"));

@@ -166,17 +166,6 @@ static struct vmm *restore(struct vmm_snap *s, struct console *con, uint32_t fla
 	return vm;
 }
 
-static void expect(struct console *con, size_t *at, const char *text, int seconds)
-{
-	size_t len;
-
-	if (console_find(con, text, at, seconds * 1000) == 0)
-		return;
-	len = console_len(con);
-	test_fail("no \"%s\" within %d s; the console ends with \"%s\"", text, seconds,
-		  con->text + (len > 300 ? len - 300 : 0));
-}
-
 /* What a healthy guest never says. */
 static void check_console(struct console *con)
 {
@@ -225,12 +214,11 @@ static void step(const char *what)
 /* Fail, with the console's end, and the machine kept. */
 static void stands_still(struct vmm *vm, struct console *con, const char *what)
 {
-	size_t len = console_len(con);
 	char why[100];
 
 	snprintf(why, sizeof(why), "%.99s", what);	/* it may be of test_err */
 	test_fail("round %u: %s; kept in %s; the console ends with \"%s\"", so_far->round, why,
-		  guest_keep(vm), con->text + (len > 200 ? len - 200 : 0));
+		  guest_keep(vm), console_tail(con));
 }
 
 /*
@@ -300,7 +288,7 @@ static void some_rounds(void)
 	step("");
 	if (so_far->round == 0) {
 		vm = boot(&con, "/busy", (uint32_t)test_arg);
-		expect(&con, &at, "busy: at work", 180);
+		console_expect(&con, "busy: at work", &at, 180);
 		step("booted");
 	} else {
 		CALL(vmm_snap_open(&s, in_dir("snap"), &test_err));
@@ -366,8 +354,8 @@ static void freeze_before_draw(void)
 	console_open(&con);
 	open_wire();
 	vm = boot(&con, "/busy random", (uint32_t)test_arg);
-	expect(&con, &at, "busy: word ", 180);
-	expect(&con, &at, "\n", 10);
+	console_expect(&con, "busy: word ", &at, 180);
+	console_expect(&con, "\n", &at, 10);
 	so_far->last.count[0] = strtoull(strstr(con.text, "busy: word ") + 11, NULL, 16);
 	sleep_ms(500);
 	CALL(vmm_pause(vm, &test_err));
@@ -389,8 +377,8 @@ static void draw(struct vmm_snap *s, uint32_t flags, char out[DRAW + 1])
 	vm = restore(s, &con, flags);
 	CALL(vmm_write(vm, word, &go, sizeof(go), &test_err));
 	CALL(vmm_start(vm, &test_err));
-	expect(&con, &at, "busy: random ", 30);
-	expect(&con, &at, "\n", 10);
+	console_expect(&con, "busy: random ", &at, 30);
+	console_expect(&con, "\n", &at, 10);
 	vmm_free(vm);
 	console_finish(&con);
 	snprintf(out, DRAW + 1, "%.*s", DRAW, strstr(con.text, "busy: random ") + 13);
