@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * bench.h - samples, their median and p99, and rows of results.
+ * bench.h - samples, their median and p99, rows of results, and other programs' time.
  *
  * A benchmark program prints one JSON object, {"host":{...},"rows":[...]}; the
  * script beside it merges what its runs printed and shows the table.
@@ -8,11 +8,16 @@
 #ifndef BENCH_H
 #define BENCH_H
 
+#include <err.h>
 #include <json-c/json.h>
+#include <spawn.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -73,6 +78,42 @@ static inline void row(struct json_object *rows, const char *name, const char *u
 		json_object_object_add(o, "ratio", json_object_new_double(r > 0 ? median / r : 0));
 	}
 	json_object_array_add(rows, o);
+}
+
+/* A row of one value. */
+static inline void row_value(struct json_object *rows, const char *name, const char *unit, double v,
+			     const char *reference, double ref)
+{
+	static struct samples a, b;
+
+	a.n = b.n = 0;
+	sample(&a, v);
+	sample(&b, ref);
+	row(rows, name, unit, &a, reference, reference ? &b : NULL);
+}
+
+static inline double size_of(const char *path)
+{
+	struct stat st;
+
+	if (stat(path, &st))
+		err(1, "%s", path);
+	return (double)st.st_size;
+}
+
+/* How long a command of the shell takes. */
+static inline double run(const char *command)
+{
+	const char *argv[] = { "sh", "-c", command, NULL };
+	double t = now_us();
+	pid_t pid;
+	int status;
+
+	if (posix_spawnp(&pid, "sh", NULL, NULL, (char **)(uintptr_t)argv, environ))
+		errx(1, "cannot run %s", command);
+	if (waitpid(pid, &status, 0) != pid || status)
+		errx(1, "failed: %s", command);
+	return now_us() - t;
 }
 
 /* Where this ran. */

@@ -16,13 +16,9 @@
  *
  * The library's sources are included, for their inside is not in the library.
  */
-#include <err.h>
 #include <fcntl.h>
 #include <fts.h>
-#include <spawn.h>
 #include <sys/mman.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 
 #include "core/error.c"
 #include "core/state.c"
@@ -57,49 +53,27 @@ static void die(const struct vmm_error *e)
 	errx(1, "%s", e->message);
 }
 
+static const char *row_name(const struct guest *g, const char *name)
+{
+	static char full[64];
+
+	snprintf(full, sizeof(full), "%s.%s", g->name, name);
+	return full;
+}
+
 static void guest_row(const struct guest *g, const char *name, const char *unit,
 		      struct samples *s, const char *reference, struct samples *ref)
 {
-	char full[64];
-
-	snprintf(full, sizeof(full), "%s.%s", g->name, name);
-	row(rows, full, unit, s, reference, ref);
-}
-
-static void guest_value(const struct guest *g, const char *name, const char *unit, double v,
-			const char *reference, double ref)
-{
-	static struct samples a, b;
-
-	a.n = b.n = 0;
-	sample(&a, v);
-	sample(&b, ref);
-	guest_row(g, name, unit, &a, reference, reference ? &b : NULL);
-}
-
-static double size_of(const char *path)
-{
-	struct stat st;
-
-	if (stat(path, &st))
-		err(1, "%s", path);
-	return (double)st.st_size;
+	row(rows, row_name(g, name), unit, s, reference, ref);
 }
 
 /* ---- What is measured --------------------------------------------------- */
 
-static double run(const char *command)
+/* A command that writes OUTPUT. */
+static double run_out(const char *command)
 {
-	const char *argv[] = { "sh", "-c", command, NULL };
-	double t = now_us();
-	pid_t pid;
-	int status;
+	double t = run(command);
 
-	if (posix_spawnp(&pid, "sh", NULL, NULL, (char **)(uintptr_t)argv, environ))
-		errx(1, "cannot run %s", command);
-	if (waitpid(pid, &status, 0) != pid || status)
-		errx(1, "failed: %s", command);
-	t = now_us() - t;
 	unlink(OUTPUT);
 	return t;
 }
@@ -226,9 +200,9 @@ static void measure(const struct guest *g)
 	snprintf(c_sparse, sizeof(c_sparse), "exec cp '%s' " OUTPUT, g->sparse);
 	for (i = 0; i < rounds; i++) {
 		sample(&fill, time_fill(g, MEMFD));
-		sample(&unzstd, run(c_unzstd));
-		sample(&cp, run(c_cp));
-		sample(&sparse, run(c_sparse));
+		sample(&unzstd, run_out(c_unzstd));
+		sample(&cp, run_out(c_cp));
+		sample(&sparse, run_out(c_sparse));
 		sample(&mapping, time_fill(g, MAPPING));
 		sample(&copy, time_memcpy(g));
 		sample(&verify, time_fill(g, NOWHERE));
@@ -243,12 +217,12 @@ static void measure(const struct guest *g)
 	if (snapfile_count(f, &n, &e))
 		die(&e);
 	snapfile_close(f);
-	guest_value(g, "ram.used", "bytes", (double)n.ram_pages * SNAP_PAGE, "all of it",
-		    (double)g->size);
+	row_value(rows, row_name(g, "ram.used"), "bytes", (double)n.ram_pages * SNAP_PAGE,
+		  "all of it", (double)g->size);
 	for (k = 0; k < 2; k++) {
 		snprintf(name, sizeof(name), "size.l%d", k ? 3 : 1);
-		guest_value(g, name, "bytes", size_of(g->snap[k]), k ? "zstd -3" : "zstd -1",
-			    size_of(g->zst[k]));
+		row_value(rows, row_name(g, name), "bytes", size_of(g->snap[k]),
+			  k ? "zstd -3" : "zstd -1", size_of(g->zst[k]));
 	}
 	guest_row(g, "write", "us", &write_[0], NULL, NULL);
 	guest_row(g, "write.l3", "us", &write_[1], "level 1", &write_[0]);

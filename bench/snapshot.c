@@ -21,13 +21,9 @@
  *	NAME.answer	vmm_start of a clone to its first sign of life
  *	rounds.failed	restores after which the guest did not go on
  */
-#include <err.h>
 #include <fcntl.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdlib.h>
-#include <sys/stat.h>
-#include <sys/wait.h>
 #include <vmm.h>
 
 #include "bench.h"
@@ -48,47 +44,18 @@ static void check(int rc)
 		errx(1, "%s", e.message);
 }
 
+static const char *full_name(const char *what)
+{
+	static char full[64];
+
+	snprintf(full, sizeof(full), "%s.%s%s", name, what, strcmp(kind, "wall") ? "" : ".wall");
+	return full;
+}
+
 static void add_row(const char *what, const char *unit, struct samples *s, const char *reference,
 		    struct samples *ref)
 {
-	char full[64];
-
-	snprintf(full, sizeof(full), "%s.%s%s", name, what, strcmp(kind, "wall") ? "" : ".wall");
-	row(rows, full, unit, s, reference, ref);
-}
-
-static void value_row(const char *what, const char *unit, double v, const char *reference,
-		      double ref)
-{
-	static struct samples a, b;
-
-	a.n = b.n = 0;
-	sample(&a, v);
-	sample(&b, ref);
-	add_row(what, unit, &a, reference, reference ? &b : NULL);
-}
-
-static double size_of(const char *path)
-{
-	struct stat st;
-
-	if (stat(path, &st))
-		err(1, "%s", path);
-	return (double)st.st_size;
-}
-
-static double run(const char *command)
-{
-	const char *argv[] = { "sh", "-c", command, NULL };
-	double t = now_us();
-	pid_t pid;
-	int status;
-
-	if (posix_spawnp(&pid, "sh", NULL, NULL, (char **)(uintptr_t)argv, environ))
-		errx(1, "cannot run %s", command);
-	if (waitpid(pid, &status, 0) != pid || status)
-		errx(1, "failed: %s", command);
-	return now_us() - t;
+	row(rows, full_name(what), unit, s, reference, ref);
 }
 
 static void add_devices(struct vmm *vm)
@@ -223,7 +190,8 @@ static void sizes(struct vmm_snap *s)
 		run(command);
 		snprintf(row_name, sizeof(row_name), "size.l%d", (int)how.level);
 		snprintf(tool, sizeof(tool), "zstd -%d", (int)how.level);
-		value_row(row_name, "bytes", size_of(snap_path), tool, size_of(zst_path));
+		row_value(rows, full_name(row_name), "bytes", size_of(snap_path), tool,
+			  size_of(zst_path));
 	}
 }
 
@@ -286,7 +254,8 @@ static void measure(unsigned int rounds, char **argv)
 	add_row("write.mib_s", "MiB/s", &mib, NULL, NULL);
 	add_row("diff", "us", &diff, "whole", &write_);
 	if (diff.n)
-		value_row("diff.size", "bytes", size_of(diff_path), "whole", size_of(snap_path));
+		row_value(rows, full_name("diff.size"), "bytes", size_of(diff_path), "whole",
+			  size_of(snap_path));
 	add_row("eager.vs_zstd", "us", &eager, "zstd -d", &unzstd);
 	add_row("eager.vs_cp", "us", &eager, "cp", &cp);
 	add_row("clone", "us", &clone, "from the file", &eager);
