@@ -18,6 +18,6 @@ $B/bench/inside/%: bench/inside/%.c bench/stream.h
 	$(CC) $(CPPFLAGS) $(CFLAGS) -Ibench -o $@ $< $(ARCH_LDFLAGS)
 
 # What runs in guests, which may have no C library.
-$B/bench/guest/%: bench/guest/%.c vmm_guest.h
+$B/bench/guest/%: bench/guest/%.c bench/guest/call.h vmm_guest.h
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -fno-stack-protector -I. -nostdlib -static -o $@ $<

@@ -16,6 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "../../../bench/guest/call.h"
 #include "busy.h"
 
 static struct status *st;
@@ -50,21 +51,6 @@ enum { SYS_ioctl = 29, SYS_openat = 56, SYS_close = 57, SYS_read = 63, SYS_write
        SYS_nanosleep = 101, SYS_clock_gettime = 113, SYS_sched_setaffinity = 122,
        SYS_socket = 198, SYS_bind = 200, SYS_listen = 201, SYS_accept = 202, SYS_sendto = 206,
        SYS_clone = 220, SYS_mmap = 222, SYS_mlock = 228, SYS_getrandom = 278 };
-
-static long call(long nr, long a, long b, long c, long d, long e, long f)
-{
-	register long a0 __asm__("a0") = a;
-	register long a1 __asm__("a1") = b;
-	register long a2 __asm__("a2") = c;
-	register long a3 __asm__("a3") = d;
-	register long a4 __asm__("a4") = e;
-	register long a5 __asm__("a5") = f;
-	register long a7 __asm__("a7") = nr;
-
-	__asm__ volatile("ecall" : "+r"(a0) : "r"(a1), "r"(a2), "r"(a3), "r"(a4), "r"(a5), "r"(a7)
-			 : "memory");
-	return a0;
-}
 
 #define CALL1(n, a)		call(SYS_##n, (long)(a), 0, 0, 0, 0, 0)
 #define CALL2(n, a, b)		call(SYS_##n, (long)(a), (long)(b), 0, 0, 0, 0)
