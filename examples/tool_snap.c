@@ -373,16 +373,23 @@ int cmd_learn(int argc, char **argv)
 
 int cmd_verify(int argc, char **argv)
 {
+	const struct argp argp = { NULL, NULL, "FILE...", "Check every byte of each FILE.", NULL,
+		NULL, NULL };
 	struct vmm_error err;
 	int i, code = 0;
 
-	for (i = 1; i < argc; i++) {
+	argp_parse(&argp, argc, argv, 0, &i, NULL);
+	if (i == argc) {
+		fprintf(stderr, "usage: vmm verify FILE...\n");
+		return EXIT_TROUBLE;
+	}
+	for (; i < argc; i++) {
 		if (vmm_snap_verify(argv[i], &err))
 			code = trouble(&err);
 		else
 			printf("%s: good\n", argv[i]);
 	}
-	return argc > 1 ? code : (fprintf(stderr, "usage: vmm verify FILE...\n"), EXIT_TROUBLE);
+	return code;
 }
 
 /* ---- The control socket: the machine's side ------------------------------------ */
