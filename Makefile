@@ -128,7 +128,7 @@ clean:	## remove what was built, not what was downloaded
 	rm -rf build/$(ARCH) build/$(ARCH)-san dist
 
 help:	## this list
-	@sed -n 's/^\([a-z][a-z-]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z][a-z%-]*\):.*## */\1\t/p' $(MAKEFILE_LIST) | expand -t 20
 
 # ---- Distribution ------------------------------------------------------------
 

@@ -9,7 +9,7 @@ $B/bench/restore: $(RESTORE) bench/restore.h bench/bench.h $B/libvmm.a
 	@mkdir -p $(@D)
 	$(CC) $(CPPFLAGS) $(CFLAGS) -I. -o $@ $(RESTORE) $B/libvmm.a $(LDFLAGS) $(LIBS) -ljson-c
 
-bench-%:
+bench-%:	## % is boot, io, snapshot, restore, bindings, serverless; report shows all
 	bench/$*
 
 # What runs in Linux guests, with the libraries of the lab's tree.
