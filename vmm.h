@@ -23,18 +23,18 @@
  * Errors.  A function that returns int returns 0 or a negative VMM_E code,
  * and on failure describes it in *err, if err is not NULL.  A failed call
  * changes nothing.  Where that cannot be kept the machine becomes VMM_BROKEN:
- * from then on every call on it but vmm_free(), vmm_state(), vmm_stat() and
- * vmm_wait() fails with VMM_EBROKEN.
+ * from then on every call on it but vmm_free(), vmm_state(), vmm_stat(),
+ * vmm_wait() and vmm_fd() fails with VMM_EBROKEN.
  *
  * Ownership.  Strings, structs and buffers are copied; descriptors passed in
  * are duplicated.  What is returned through *out is the caller's to free or
  * close; on failure *out is NULL, -1 or zeroes.  Freeing NULL does nothing.
  *
  * Threads.  Any function may be called from any thread.  Calls on one object
- * take turns; vmm_wait() lets the others pass.  Functions that take a const
- * pointer never wait.  Freeing an object must be the last call on it.  The
- * library starts its own threads, with every signal blocked, and installs no
- * signal handler.
+ * take turns, but one that waits up to a timeout lets the others pass.
+ * Functions that take a const pointer never wait.  Freeing an object must be
+ * the last call on it.  The library starts its own threads, with every signal
+ * blocked, and installs no signal handler.
  *
  * Processes.  KVM ties a machine to the process that created it: after fork()
  * the child must not use it; every call it makes on it but vmm_free() fails
@@ -470,10 +470,10 @@ struct vmm_snap_info {
 	uint64_t	memory;		/* bytes of RAM */
 	uint64_t	time_ns;	/* of the guest's clock, since its power-on */
 	uint32_t	devices;	/* vmm_snap_device() */
-	uint32_t	vlenb;		/* this to isa: what the host must have */
+	uint32_t	vlenb;		/* with timebase_hz, satp_bits, isa: what the host must have */
 	uint64_t	timebase_hz;
 	uint32_t	satp_bits;
-	uint32_t	parents;	/* vmm_snap_parent(); this and the rest: of a file */
+	uint32_t	parents;	/* vmm_snap_parent(); this to format_minor: of a file */
 	uint64_t	created;	/* seconds since 1970 */
 	uint64_t	file_size;	/* 0: it is in no file */
 	uint64_t	ram_used;	/* bytes of RAM that are not zero */
@@ -517,9 +517,9 @@ VMM_API void vmm_snap_free(struct vmm_snap *snap);
  *			the restore takes longer, and the run that follows less.
  *			Pools always do so.
  *
- * Both: what is known of the working set is kept, and there at once.  A machine is slow
- * where it is watched, and may do other things than one that is not: who records once,
- * and then once more so, misses little.
+ * The last two together: what is known of the working set is kept, and there at once.
+ * A machine that is watched is slow, and may do other things than one that is not: who
+ * records once, and then once more with both, misses little.
  */
 enum { VMM_RESUME = 1, VMM_RECORD = 2, VMM_POPULATE = 4 };
 
@@ -543,7 +543,7 @@ struct vmm_restore_config {
 	uint32_t	flags;		/* VMM_RESUME ... */
 	uint32_t	irqchip;	/* VMM_IRQCHIP_*; need not be as it was */
 	uint32_t	threads;	/* that decode; default: one for each CPU */
-	const char	*name;		/* this and the rest: as in vmm_config */
+	const char	*name;		/* this and the next two: as in vmm_config */
 	void		(*log)(void *arg, int level, const char *line);
 	void		*log_arg;
 	uint32_t	memory;		/* VMM_MEM_* */
