@@ -47,7 +47,7 @@ struct backend {
 	int		slow_ms;	/* per request */
 	int		late;		/* it takes requests, and answers after a while */
 	int		keep, dying;	/* atomic: answer every so-manieth, last first; then die */
-	int		untold;		/* ... before it has told of them */
+	int		untold;		/* atomic: ... before it has told of them */
 	uint8_t		*ram;
 	uint64_t	ram_gpa, ram_size, ram_uaddr;
 	struct bring	ring[QUEUES];
@@ -103,7 +103,8 @@ static void answer(struct backend *b, struct bring *r, uint16_t head)
 	e[1] = serve_one(b, r, head);
 	__atomic_store_n(&used[1], (uint16_t)(idx + 1), __ATOMIC_SEQ_CST);
 	__atomic_fetch_add(&b->served, 1, __ATOMIC_SEQ_CST);
-	if (r->call >= 0 && !b->untold && write(r->call, &one, sizeof(one)) < 0)
+	if (r->call >= 0 && !__atomic_load_n(&b->untold, __ATOMIC_SEQ_CST) &&
+	    write(r->call, &one, sizeof(one)) < 0)
 		return;
 }
 
@@ -696,7 +697,8 @@ static void test_death_untold(void **state)
 	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
 	for (i = 0; i < DRV_WAIT_MS && !drv_irqs(d); i++)
 		usleep(1000);
-	t->b.keep = t->b.untold = 1;
+	t->b.keep = 1;
+	__atomic_store_n(&t->b.untold, 1, __ATOMIC_SEQ_CST);
 	__atomic_store_n(&t->b.dying, 1, __ATOMIC_SEQ_CST);
 	irqs = drv_irqs(d);
 	add(t, 0, VIRTIO_BLK_T_IN, 1, 512);
