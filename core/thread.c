@@ -8,22 +8,65 @@
 #include <limits.h>
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include "thread.h"
 
 #define STACK_SIZE	(256u << 10)
 
+#ifndef MADV_GUARD_INSTALL
+#define MADV_GUARD_INSTALL	102	/* Linux 6.13 */
+#endif
+
+/*
+ * May the guard below a stack be a page of the stack's own mapping?  One that is a mapping
+ * by itself keeps stacks from becoming one, and to make a VM KVM takes the locks of all
+ * mappings of the process, 0.6 us each: of 200 machines' in a third of the time.
+ */
+static int guards_are_pages(void)
+{
+	static int known;		/* atomic: 1: yes, -1: no */
+	int yes = __atomic_load_n(&known, __ATOMIC_RELAXED);
+	size_t page = (size_t)getpagesize();
+	void *p;
+
+	if (yes)
+		return yes > 0;
+	p = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	yes = p != MAP_FAILED && madvise(p, page, MADV_GUARD_INSTALL) == 0 ? 1 : -1;
+	if (p != MAP_FAILED)
+		munmap(p, page);
+	__atomic_store_n(&known, yes, __ATOMIC_RELAXED);
+	return yes > 0;
+}
+
+static void thread_guard(pthread_t t)
+{
+	pthread_attr_t attr;
+	size_t size;
+	void *stack;
+
+	if (pthread_getattr_np(t, &attr))
+		return;
+	if (pthread_attr_getstack(&attr, &stack, &size) == 0)
+		madvise(stack, (size_t)getpagesize(), MADV_GUARD_INSTALL);
+	pthread_attr_destroy(&attr);
+}
+
 int thread_start(pthread_t *t, void *(*fn)(void *), void *arg)
 {
 	pthread_attr_t attr;
 	sigset_t all, old;
-	int r;
+	int r, pages = guards_are_pages();
 
 	r = pthread_attr_init(&attr);
 	if (r)
 		return r;
 	pthread_attr_setstacksize(&attr, STACK_SIZE);
+	if (pages)
+		pthread_attr_setguardsize(&attr, 0);
 	/* A new thread inherits the mask: block first, so that not even its
 	   first instruction can be interrupted. */
 	sigfillset(&all);
@@ -31,6 +74,8 @@ int thread_start(pthread_t *t, void *(*fn)(void *), void *arg)
 	r = pthread_create(t, &attr, fn, arg);
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	pthread_attr_destroy(&attr);
+	if (r == 0 && pages)
+		thread_guard(*t);
 	return r;
 }
 
