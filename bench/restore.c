@@ -259,7 +259,8 @@ static void cow(struct vmm_snap *snap, uint64_t size, struct samples *s)
 	vmm_free(vm);
 }
 
-/* Clone number 200 against clone number 1. */
+/* Clone number 200 against clone number 1: when the others, and the end of the one before,
+   have nothing more to do. */
 static void live(struct guest *g, struct vmm_snap *snap, int n)
 {
 	static struct starts first, last;
@@ -268,15 +269,19 @@ static void live(struct guest *g, struct vmm_snap *snap, int n)
 	unsigned int i;
 	int k;
 
-	for (k = 0; k < n; k++)
+	for (k = 0; k < n; k++) {
+		usleep(PAUSE_US);
 		start_warm(g, snap, &first);
+	}
 	cow(snap, g->memory, &cow_first);
 	for (i = 0; i < LIVE - 1; i++) {
 		vm[i] = clone_of(snap, 0);
 		guest_go(g, vm[i]);
 	}
-	for (k = 0; k < n; k++)
+	for (k = 0; k < n; k++) {
+		usleep(PAUSE_US);
 		start_warm(g, snap, &last);
+	}
 	cow(snap, g->memory, &cow_last);
 	/* None of them has died meanwhile. */
 	for (i = 0; i < LIVE - 1; i++) {
