@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "core/clock.h"
+#include "core/thread.h"
 #include "riscv/fdt.h"
 #include "riscv/hart.h"
 #include "riscv/host.h"
@@ -243,7 +244,7 @@ static uint64_t next_page(uint64_t gpa)
  * other, the device tree behind them (boot), so that few huge pages are
  * touched.
  */
-static int load(struct vmm *vm, struct vmm_error *err)
+static int load_images(struct vmm *vm, struct vmm_error *err)
 {
 	const struct mem *mem = &vm->m.mem;
 	char name[160];
@@ -265,6 +266,17 @@ static int load(struct vmm *vm, struct vmm_error *err)
 		rc = image_initrd(mem, fd, name, vm->initrd, &vm->initrd_size, err);
 		close(fd);
 	}
+	return rc;
+}
+
+static int load(struct vmm *vm, struct vmm_error *err)
+{
+	sigset_t before;
+	int rc;
+
+	thread_hold(&before);		/* images are unpacked into memfds */
+	rc = load_images(vm, err);
+	thread_release(&before, rc);
 	vm_stage(vm, VMM_STAGE_LOAD);
 	return rc;
 }

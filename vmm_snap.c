@@ -22,6 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/thread.h"
 #include "riscv/host.h"
 #include "riscv/map.h"
 #include "riscv/platform.h"
@@ -180,9 +181,12 @@ static struct vmm_snap *below(struct vmm_snap *s)
 static int save_ram(struct vmm *vm, struct vmm_snap *s, struct vmm_error *err)
 {
 	uint64_t pages = 0, i;
+	sigset_t before;
 	int fd, rc;
 
+	thread_hold(&before);
 	rc = mem_copy_own(&vm->m.mem, &fd, &s->own, err);
+	thread_release(&before, rc);
 	if (rc)
 		return rc;
 	if (!s->own)
@@ -313,16 +317,23 @@ static int fill_snap(struct vmm_snap *s, uint32_t threads, const struct log *log
 		     struct vmm_error *err)
 {
 	struct vmm_error why;
+	sigset_t before;
 	int rc = 0;
 
 	pthread_mutex_lock(&s->lock);
-	if (!s->source && s->base)
+	if (s->source && (!s->lazy || log)) {
+		pthread_mutex_unlock(&s->lock);
+		return 0;
+	}
+	thread_hold(&before);
+	if (s->source)
+		rc = snap_lazy_finish(s->lazy, err);
+	else if (s->base)
 		rc = fill_whole(s, threads, err);
-	else if (!s->source)
+	else
 		rc = log ? fill_lazily(s, threads, log, err ? err : &why)
 			 : fill_now(s, threads, err);
-	else if (s->lazy && !log)
-		rc = snap_lazy_finish(s->lazy, err);
+	thread_release(&before, rc);
 	pthread_mutex_unlock(&s->lock);
 	return rc;
 }
@@ -527,13 +538,16 @@ static int set_ws(struct vmm_snap *s, const uint64_t *ws, uint32_t n, struct vmm
 static int open_snap(struct vmm_snap **out, const char *path, int fd, struct vmm_error *err)
 {
 	struct vmm_snap *s = new_snap(err);
+	sigset_t before;
 	uint32_t i;
 	int rc;
 
 	if (!s)
 		return VMM_ENOMEM;
+	thread_hold(&before);		/* what comes through a pipe is kept in a memfd */
 	rc = path ? snapfile_open(&s->file, path, 0, err)
 		  : snapfile_open_fd(&s->file, fd, "received snapshot", NULL, 0, err);
+	thread_release(&before, rc);
 	if (rc) {
 		vmm_snap_free(s);
 		return rc;

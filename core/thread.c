@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "thread.h"
@@ -83,4 +84,36 @@ void thread_name(const char *name)
 {
 	/* By itself: another thread's name is set through a file in /proc. */
 	prctl(PR_SET_NAME, name);
+}
+
+static void file_signals(sigset_t *set)
+{
+	sigemptyset(set);
+	sigaddset(set, SIGPIPE);
+	sigaddset(set, SIGXFSZ);
+}
+
+void thread_hold(sigset_t *before)
+{
+	sigset_t set;
+
+	file_signals(&set);
+	pthread_sigmask(SIG_BLOCK, &set, before);
+}
+
+void thread_release(const sigset_t *before, int failed)
+{
+	const struct timespec now = { 0, 0 };
+	sigset_t set;
+
+	file_signals(&set);
+	/* What was blocked before we came is not ours to take. */
+	if (sigismember(before, SIGPIPE))
+		sigdelset(&set, SIGPIPE);
+	if (sigismember(before, SIGXFSZ))
+		sigdelset(&set, SIGXFSZ);
+	if (failed)
+		while (sigtimedwait(&set, NULL, &now) > 0)
+			;
+	pthread_sigmask(SIG_SETMASK, before, NULL);
 }

@@ -252,8 +252,8 @@ struct snap_out {
 	char		*tmp;		/* what it is called now, if anything */
 	char		*dir;		/* its directory, absolute; or NULL */
 	uint64_t	off;		/* bytes written */
-	int		masked, hit;
-	sigset_t	oldmask;
+	int		held, hit;	/* signals (core/thread.h); a write has failed */
+	sigset_t	before;
 	uint64_t	hashes[3];	/* of header, state, index */
 	struct snap_footer footer;
 	struct writer	meta;		/* a metadata frame in the making */

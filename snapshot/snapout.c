@@ -18,7 +18,6 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,42 +25,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "../core/thread.h"
 #include "snapfile.h"
 
 #define SNAPOUT_PIECE	(4u << 20)	/* written at once, at most */
-
-static void snapout_signals(sigset_t *set)
-{
-	sigemptyset(set);
-	sigaddset(set, SIGPIPE);
-	sigaddset(set, SIGXFSZ);
-}
-
-static void snapout_mask(struct snap_out *o)
-{
-	sigset_t set;
-
-	snapout_signals(&set);
-	pthread_sigmask(SIG_BLOCK, &set, &o->oldmask);
-	o->masked = 1;
-}
-
-static void snapout_unmask(struct snap_out *o)
-{
-	struct timespec now = { 0, 0 };
-	sigset_t set;
-
-	snapout_signals(&set);
-	/* What was blocked before we came is not ours to take. */
-	if (sigismember(&o->oldmask, SIGPIPE))
-		sigdelset(&set, SIGPIPE);
-	if (sigismember(&o->oldmask, SIGXFSZ))
-		sigdelset(&set, SIGXFSZ);
-	if (o->hit)
-		while (sigtimedwait(&set, NULL, &now) > 0)
-			;
-	pthread_sigmask(SIG_SETMASK, &o->oldmask, NULL);
-}
 
 static void snapout_reset(struct snap_out *o)
 {
@@ -76,7 +43,8 @@ int snap_out_fd(struct snap_out *o, int fd, struct vmm_error *err)
 	o->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
 	if (o->fd < 0)
 		return fail_sys(err, errno, "%s: descriptor %d", o->name, fd);
-	snapout_mask(o);
+	thread_hold(&o->before);
+	o->held = 1;
 	return 0;
 }
 
@@ -138,7 +106,8 @@ int snap_out_file(struct snap_out *o, const char *path, struct vmm_error *err)
 		goto out;
 	}
 	rc = 0;
-	snapout_mask(o);
+	thread_hold(&o->before);
+	o->held = 1;
 out:
 	free(dir);
 	return rc ? snap_out_end(o, rc, NULL) : 0;
@@ -245,8 +214,8 @@ int snap_out_end(struct snap_out *o, int rc, struct vmm_error *err)
 		close(o->fd);
 	if (o->dirfd >= 0)
 		close(o->dirfd);
-	if (o->masked)
-		snapout_unmask(o);
+	if (o->held)
+		thread_release(&o->before, o->hit);
 	free(o->tmp);
 	free(o->base);
 	free(o->dir);

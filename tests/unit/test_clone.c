@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -934,6 +935,45 @@ static void test_not_lazy(void **state)
 	}
 }
 
+/* Where files must not be large a call fails that needs one; the program lives. */
+static void child_with_limit(void)
+{
+	const struct rlimit small = { 1 << 20, 1 << 20 };
+	struct vmm_snap *s;
+	struct vmm *vm;
+	sigset_t set;
+
+	signal(SIGXFSZ, SIG_DFL);
+	vm = original();
+	assert_ok(vmm_snap_open(&s, path, &err));
+	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+	assert_fails(vmm_restore(&vm, s, NULL, &err), VMM_ESYS, "File too large");
+	assert_int_equal(err.os_errno, EFBIG);
+	vm = original();
+	assert_fails(vmm_snap_take(&s, vm, &err), VMM_ESYS, "File too large");
+	assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &set), 0);
+	assert_int_equal(sigismember(&set, SIGXFSZ), 0);
+	_exit(0);
+}
+
+static void test_file_limit(void **state)
+{
+	struct vmm *vm = original();
+	struct vmm_snap *s = take(vm);
+	int status;
+	pid_t pid;
+
+	(void)state;
+	assert_ok(vmm_snap_write(s, path, NULL, &err));
+	vmm_snap_free(s);
+	vmm_free(vm);
+	pid = fork();
+	if (pid == 0)
+		child_with_limit();
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
@@ -942,7 +982,8 @@ int main(void)
 		T(test_devices),
 		T(test_every_device), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
-		T(test_lazy_damage), T(test_not_lazy), T(test_generations), T(test_children), T(test_threads), T(test_damage),
+		T(test_lazy_damage), T(test_not_lazy), T(test_file_limit),
+		T(test_generations), T(test_children), T(test_threads), T(test_damage),
 	};
 
 	time_limit(30);
