@@ -25,6 +25,7 @@
 #include "riscv/platform.h"
 #include "riscv/aia.h"
 #include "riscv/regs.h"
+#include "riscv/touch.h"
 #include "virtio/devices.h"
 #include "vmm_impl.h"
 
@@ -642,6 +643,7 @@ int vmm_stop(struct vmm *vm, struct vmm_error *err)
  * Make a clone that is held as it was before its state was loaded, with the VM and threads
  * that it has: half the work, and the next run finds its pages mapped.  KVM must be able to
  * make vCPUs as new (Linux 6.16): what it holds of one is not all to be reached otherwise.
+ * Interrupt files in hardware are not to be assigned before its state is there (touch_forget).
  * 0: it is not done, and the machine needs another VM.
  */
 static int renew(struct vmm *vm)
@@ -649,7 +651,8 @@ static int renew(struct vmm *vm)
 	struct machine *m = &vm->m;
 	uint32_t i;
 
-	if (!m->renewable || vm->trace || machine_state(m) == VMM_STOPPED)
+	if (!m->renewable || vm->trace || vm->cfg.irqchip > VMM_IRQCHIP_AIA_EMUL ||
+	    machine_state(m) == VMM_STOPPED)
 		return 0;
 	/* KVM would set the registers of one that is starting when it runs. */
 	for (i = 0; i < m->nvcpus; i++)
@@ -658,7 +661,7 @@ static int renew(struct vmm *vm)
 	loop_stop(&m->loop);
 	machine_reset_devices(m);	/* nothing writes to RAM from here on */
 	return mem_restore(&m->mem) > 0 && vcpus_renew(m) == 0 &&
-	       m->irqchip->ops->renew(m->irqchip) == 0;
+	       m->irqchip->ops->renew(m->irqchip) == 0 && touch_forget(m) == 0;
 }
 
 int vmm_reset(struct vmm *vm, struct vmm_error *err)

@@ -116,8 +116,8 @@ void vcpus_free(struct vcpu *vcpu, uint32_t n);
 int vcpus_ready(struct machine *m, struct vmm_error *err);
 
 /*
- * Have a vCPU of a NEW machine, whose thread is there, run what its registers say until it
- * makes an SBI call, which nobody answers.  It counts as no exit of the guest; -errno.
+ * Have a vCPU of a machine that is NEW or held, whose thread is there, run what its registers
+ * say until it makes an SBI call, which nobody answers.  It counts as no exit of the guest; -errno.
  */
 int vcpu_errand(struct vcpu *v);
 

@@ -133,7 +133,20 @@ static void vcpu_park(struct vcpu *v)
 	}
 }
 
-/* On its thread.  Nobody knows the machine yet, so that a signal is none of ours. */
+/* On its thread, with m->lock held: the signal that got it out of the guest is taken back. */
+static void vcpu_unkick(struct vcpu *v)
+{
+	const struct timespec now = { 0, 0 };
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, VCPU_SIGNAL);
+	while (v->kicked && sigtimedwait(&set, NULL, &now) > 0)
+		;
+	v->kicked = 0;
+}
+
+/* On its thread.  Nobody wants anything else of the machine, so that a signal is none of ours. */
 static int vcpu_run_errand(struct vcpu *v)
 {
 	int r, tries = 0;
@@ -153,9 +166,7 @@ static int vcpu_run_errand(struct vcpu *v)
 /* Wait until this vCPU may run.  0: never again. */
 static int vcpu_await_turn(struct vcpu *v)
 {
-	const struct timespec now = { 0, 0 };
 	struct machine *m = v->m;
-	sigset_t set;
 	int run, r;
 
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
@@ -174,6 +185,7 @@ static int vcpu_await_turn(struct vcpu *v)
 		    (m->want == WANT_RUN && !events_crowded(&m->events)))
 			break;
 		if (v->errand > 0) {
+			vcpu_unkick(v);
 			pthread_mutex_unlock(&m->lock);
 			r = vcpu_run_errand(v);
 			pthread_mutex_lock(&m->lock);
@@ -190,11 +202,7 @@ static int vcpu_await_turn(struct vcpu *v)
 		/* Under the lock, so that no kick is lost: who wants
 		   something else says so under it, and kicks then. */
 		__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
-		sigemptyset(&set);
-		sigaddset(&set, VCPU_SIGNAL);
-		while (v->kicked && sigtimedwait(&set, NULL, &now) > 0)
-			;
-		v->kicked = 0;
+		vcpu_unkick(v);
 		if (!m->first_run_ns)
 			m->first_run_ns = clock_ns();
 	} else {

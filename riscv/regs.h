@@ -49,6 +49,7 @@
 
 /* enum KVM_RISCV_SBI_EXT_ID */
 #define SBI_PMU		6
+#define SBI_VENDOR	8
 #define SBI_DBCN	9
 #define SBI_STA		10
 #define SBI_SUSP	11

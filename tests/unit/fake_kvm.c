@@ -814,13 +814,21 @@ static void check_thread(struct vcpu_object *c)
 /* Is it sent on an errand (riscv/touch.h), behind the RAM? */
 static int on_errand(struct vcpu_object *c)
 {
+	const struct fake_vm *vm = c->v.vm;
+	uint32_t first;
 	uint64_t pc;
 
 	pthread_mutex_lock(&lock);
 	reg_get(c, CORE_PC, &pc);
 	pthread_mutex_unlock(&lock);
-	return c->v.vm->slot_size && pc >= c->v.vm->slot_gpa + c->v.vm->slot_size - 32768 &&
-	       pc < c->v.vm->slot_gpa + c->v.vm->slot_size;
+	if (!vm->slot_size || pc < vm->slot_gpa + vm->slot_size - 32768 ||
+	    pc >= vm->slot_gpa + vm->slot_size)
+		return 0;
+	if (__atomic_load_n(&c->mp_state, __ATOMIC_ACQUIRE) != KVM_MP_RUNNABLE)
+		violation("an errand for a hart that is stopped");
+	memcpy(&first, (uint8_t *)vm->slot_hva + (pc - vm->slot_gpa), sizeof(first));
+	c->v.fences += first == 0x12000073;
+	return 1;
 }
 
 static int run_guest(struct vcpu_object *c)
@@ -831,7 +839,8 @@ static int run_guest(struct vcpu_object *c)
 	for (;;) {
 		if (signalled(c, 0))
 			return -EINTR;
-		if (on_errand(c))
+		/* It repeats a call that KVM answers. */
+		if (on_errand(c) && c->sbi >> SBI_VENDOR & 1)
 			return fake_sbi(&c->v, VMM_GUEST_SBI, VMM_GUEST_SBI_RING, 0, 0, 0);
 		stopped = __atomic_load_n(&c->mp_state, __ATOMIC_ACQUIRE) == KVM_MP_STOPPED;
 		if (!stopped) {

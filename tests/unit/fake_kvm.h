@@ -50,6 +50,7 @@ struct fake_vcpu {
 	uint64_t	begun, completed;
 	uint64_t	runs, kicked;	/* KVM_RUNs, and those ended by a signal */
 	int		unfinished;	/* begun, to be completed */
+	uint64_t	fences;		/* errands that began with SFENCE.VMA */
 };
 
 typedef int (*fake_guest)(struct fake_vcpu *v);

@@ -181,6 +181,9 @@ static void test_in_place(void **state)
 		assert_ok(vmm_reset(a, &err));
 		assert_int_equal(vmm_state(a), VMM_NEW);
 		assert_int_equal(fake.vms, i == 0 ? vms : vms + 1);
+		/* With the page tables that it has now. */
+		for (v = 0; v < 2; v++)
+			assert_int_equal(fake_vcpu(fake_vm(), v)->fences, i == 0);
 		fake_slot(fake_vm(), &gpa, &hva);
 		check(a);
 		assert_int_equal(reg(a, fp), 0);
@@ -195,6 +198,35 @@ static void test_in_place(void **state)
 		rig_event(a, VMM_EV_DOORBELL);
 		vmm_free(a);
 	}
+	vmm_snap_free(s);
+}
+
+/* A machine that cannot call us is not sent on errands, from which it would not come back. */
+static void test_no_errands(void **state)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	const uint64_t vendor = 1 << SBI_VENDOR;
+	struct vmm *vm, *a;
+	struct vmm_snap *s;
+	unsigned int vms;
+
+	(void)state;
+	fake.guest = NULL;
+	vm = rig_vmm(1);
+	assert_int_equal(kvm_reg_set(vcpu0(vm), REG_SBI_OFF(0), &vendor), 0);
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_pause(vm, &err));
+	s = take(vm);
+	how.flags = VMM_POPULATE;
+	assert_ok(vmm_restore(&a, s, &how, &err));
+	vms = fake.vms;
+	assert_ok(vmm_start(a, &err));
+	assert_ok(vmm_pause(a, &err));
+	assert_ok(vmm_reset(a, &err));
+	assert_int_equal(fake.vms, vms + 1);
+	assert_ok(vmm_start(a, &err));
+	vmm_free(a);
+	vmm_free(vm);
 	vmm_snap_free(s);
 }
 
@@ -978,7 +1010,7 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_clone), T(test_in_place), T(test_identity), T(test_time), T(test_order), T(test_timers),
+		T(test_clone), T(test_in_place), T(test_no_errands), T(test_identity), T(test_time), T(test_order), T(test_timers),
 		T(test_devices),
 		T(test_every_device), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
