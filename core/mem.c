@@ -730,6 +730,16 @@ uint64_t mem_own(const struct mem *m)
 	return sum;
 }
 
+/* Can a run be had?  A fault here that nobody can serve would leave zeroes, and there is no
+   vCPU yet to be stopped before it sees them: those pages are left to the guest's own. */
+static int mem_has(const struct mem *m, uint64_t off, uint64_t len)
+{
+	struct mem_source *s = m->source;
+
+	return !s || !__atomic_load_n(&s->lacking, __ATOMIC_ACQUIRE) ||
+	       s->need(s, m, off, len, NULL) >= 0;
+}
+
 void mem_populate(const struct mem *m, const struct mem_warm *runs, uint32_t n, int reads)
 {
 	uint32_t i;
@@ -739,7 +749,7 @@ void mem_populate(const struct mem *m, const struct mem_warm *runs, uint32_t n, 
 	/* Only to save time: what a kernel (before 5.14) does not know, or has
 	   no memory for, the guest's own faults will do. */
 	for (i = 0; i < n; i++)
-		if ((runs[i].write || reads) &&
+		if ((runs[i].write || reads) && mem_has(m, runs[i].off, runs[i].len) &&
 		    madvise(m->hva + runs[i].off, runs[i].len,
 			    runs[i].write ? MADV_POPULATE_WRITE : MADV_POPULATE_READ) < 0)
 			return;

@@ -101,7 +101,8 @@ int mem_holes(int fd, uint64_t size, struct mem_run **runs, uint32_t *n, struct 
 #define MEM_RUNS_MAX	16u
 
 /* Have pages of RAM mapped before they are touched, as far as that goes: sorted
-   runs of them, which the source does not lack; reads: those that are only read, too. */
+   runs of them; reads: those that are only read, too.  What the source lacks is waited
+   for, and passed over if it cannot be had. */
 struct mem_warm {
 	uint64_t	off, len;
 	int		write;		/* they will be written */

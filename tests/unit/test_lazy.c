@@ -353,6 +353,39 @@ static void test_damage(void **state)
 	snapfile_close(f);
 }
 
+/* What is mapped ahead, and cannot be had, is not zero: who touches it later is told. */
+static void test_populate(void **state)
+{
+	const uint64_t at = 9 * SNAP_CHUNK + 3 * SNAP_PAGE;
+	const struct mem_warm runs[] = { { SNAP_PAGE, SNAP_PAGE, 1 }, { at, SNAP_PAGE, 1 },
+					 { at + SNAP_CHUNK, SNAP_PAGE, 1 } };
+	struct vmm_error e = { 0 };
+	struct mem m = { 0 };
+	struct snapfile *f;
+	struct snap_lazy *l;
+
+	(void)state;
+	may_skip();
+	write_ram("file", &ram, NULL);
+	f = open_file("file");
+	damage(f, 9);
+	l = lazy(f, 1);
+	view(&m, l);
+	m.lost = lost;
+	m.lost_arg = &e;
+	mem_populate(&m, runs, 3, 0);
+	pthread_mutex_lock(&lost_lock);
+	assert_int_equal(e.code, 0);
+	pthread_mutex_unlock(&lost_lock);
+	assert_memory_equal(m.hva + SNAP_PAGE, ram.map + SNAP_PAGE, SNAP_PAGE);
+	assert_memory_equal(m.hva + at + SNAP_CHUNK, ram.map + at + SNAP_CHUNK, SNAP_PAGE);
+	assert_int_equal(*(volatile uint8_t *)(m.hva + at), 0);
+	was_lost(&e, "is damaged");
+	mem_fini(&m);
+	snap_lazy_free(l);
+	snapfile_close(f);
+}
+
 /* The file is cut short, or removed, while it is in use. */
 static void test_truncated(void **state)
 {
@@ -399,6 +432,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_early_end, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ws, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_populate, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_truncated, setup, teardown),
 	};
 
