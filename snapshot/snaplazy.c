@@ -800,6 +800,9 @@ int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
 	uint32_t frame;
 	int first, own = 0;
 
+	/* It has been taken back: pages of its own are not its own any more. */
+	if (m && __atomic_load_n(&l->first, __ATOMIC_ACQUIRE) == m)
+		__atomic_store_n(&l->first, NULL, __ATOMIC_RELEASE);
 	if (!l->f->ws.npages || !__atomic_load_n(&l->source.lacking, __ATOMIC_ACQUIRE) ||
 	    lazy_hand_init(&h, NULL))
 		return 0;

@@ -277,6 +277,49 @@ static void test_ws(void **state)
 	snapfile_close(f);
 }
 
+/* The first machine's working set is its own, until it is taken back: then device code asks for
+   those pages, too. */
+static void test_ws_again(void **state)
+{
+	struct snap_region region;
+	struct snap_image im = image_of(&ram, &region);
+	struct snap_how how = { .threads = 1 };
+	uint64_t ws[20], i, off;
+	struct snapfile *f;
+	struct snap_lazy *l;
+	struct mem m = { 0 };
+	int fd;
+
+	(void)state;
+	may_skip();
+	for (i = 0; i < 20; i++)
+		ws[i] = (8 * MB + i * 5 * SNAP_PAGE) / SNAP_PAGE << SNAP_WS_SHIFT | 1;
+	im.ws = ws;
+	im.nws = 20;
+	OK(snapfile_write("file", &im, &how, &e_));
+	f = open_file("file");
+	hold(1);
+	l = lazy(f, 1);
+	fd = snap_lazy_source(l)->fd;
+	await_held(1);
+	view(&m, l);
+	assert_int_equal(snap_lazy_ready(l, &m), 1);
+	OK(mem_rewind(&m, &e_));
+	/* Nor can its working set be had at once any more. */
+	assert_int_equal(truncate("file", (off_t)f->footer.ws_off), 0);
+	assert_int_equal(snap_lazy_ready(l, &m), 0);
+	for (i = 0; i < 20; i++) {
+		off = (ws[i] >> SNAP_WS_SHIFT) * SNAP_PAGE;
+		assert_non_null(mem_get(&m, m.gpa + off, SNAP_PAGE));
+		if (!snap_is_zero(ram.map + off))	/* else it looks like a hole */
+			assert_int_equal(lseek(fd, (off_t)off, SEEK_DATA), off);
+	}
+	hold(0);
+	mem_fini(&m);
+	snap_lazy_free(l);
+	snapfile_close(f);
+}
+
 static pthread_mutex_t lost_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void lost(void *arg, const struct vmm_error *err)
@@ -431,6 +474,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_starved, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_early_end, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ws, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_ws_again, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_populate, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_truncated, setup, teardown),
