@@ -732,9 +732,9 @@ int vmm_wait(struct vmm *vm, int timeout_ms, struct vmm_event *out, struct vmm_e
 		machine_settle(&vm->m);
 		events_take(&vm->m.events, 0, vm_still_running, &vm->m, out);
 	}
-	if (out->type == VMM_EV_DOORBELL)
+	if (out->type == VMM_EV_DOORBELL || out->type == VMM_EV_DEVICE)
 		machine_poke(&vm->m);	/* there is room for another */
-	else if (out->type != VMM_EV_NONE && out->type != VMM_EV_DEVICE)
+	else if (out->type != VMM_EV_NONE)
 		vm_hang_up(vm);
 	return 0;
 }

@@ -453,6 +453,30 @@ static void test_flood_unheard(void **state)
 	vm = NULL;
 }
 
+/* Events of other kinds keep a guest waiting, too, until they are taken. */
+static int ends_at_once(struct fake_vcpu *v)
+{
+	return fake_system(v, KVM_SYSTEM_EVENT_SHUTDOWN, 0);
+}
+
+static void test_flood_of_trouble(void **state)
+{
+	struct events *q;
+	unsigned int i;
+
+	(void)state;
+	fake.guest = ends_at_once;
+	vm = rig_vmm(1);
+	q = &rig_inside(vm)->events;
+	for (i = 0; !events_crowded(q); i++)
+		events_push(q, VMM_EV_DEVICE, 0, i, "a disk");
+	assert_ok(vmm_start(vm, &err));
+	nap_ms(20);				/* it waits */
+	while (i--)
+		rig_event(vm, VMM_EV_DEVICE);
+	rig_event(vm, VMM_EV_SHUTDOWN);
+}
+
 /* The end of a run is told of even if nobody took what was rung before. */
 static int floods_and_ends(struct fake_vcpu *v)
 {
@@ -531,7 +555,7 @@ int main(void)
 		T(test_first_counts), T(test_wait_until_the_end), T(test_spinning),
 		T(test_unstarted), T(test_hart_start), T(test_pause_starting_hart),
 		T(test_stat_spinning), T(test_flood),
-		T(test_flood_unheard), T(test_flood_and_end), T(test_names),
+		T(test_flood_unheard), T(test_flood_of_trouble), T(test_flood_and_end), T(test_names),
 	};
 
 	time_limit(30);
