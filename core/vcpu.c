@@ -394,6 +394,11 @@ static int vcpus_threads(struct machine *m, int run, struct vmm_error *err)
 	int r = 0;
 
 	pthread_mutex_lock(&m->lock);
+	/* Device code may have stopped a machine that was held: it goes first. */
+	if (run && m->state != VMM_NEW && m->state != VMM_PAUSED) {
+		pthread_mutex_unlock(&m->lock);
+		return fail(err, VMM_ESTATE, "the guest stopped before it could go on");
+	}
 	machine_set_want(m, WANT_PAUSE);	/* that of a reset is to stop */
 	for (i = 0; i < m->nvcpus; i++) {
 		struct vcpu *v = &m->vcpu[i];

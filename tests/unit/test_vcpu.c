@@ -477,6 +477,21 @@ static void test_flood_of_trouble(void **state)
 	rig_event(vm, VMM_EV_SHUTDOWN);
 }
 
+/* What its devices find when they go on can stop a machine before its vCPUs do. */
+static void test_stopped_at_start(void **state)
+{
+	struct machine *m;
+
+	(void)state;
+	start(NULL, 2);
+	m = rig_inside(vm);
+	assert_ok(vmm_pause(vm, &err));
+	machine_halt(m, VMM_EV_FAULT, 0, 0, "its RAM is lost");
+	assert_int_equal(vcpus_start(m, &err), VMM_ESTATE);
+	assert_int_equal(vmm_state(vm), VMM_BROKEN);
+	rig_event(vm, VMM_EV_FAULT);
+}
+
 /* The end of a run is told of even if nobody took what was rung before. */
 static int floods_and_ends(struct fake_vcpu *v)
 {
@@ -555,7 +570,7 @@ int main(void)
 		T(test_first_counts), T(test_wait_until_the_end), T(test_spinning),
 		T(test_unstarted), T(test_hart_start), T(test_pause_starting_hart),
 		T(test_stat_spinning), T(test_flood),
-		T(test_flood_unheard), T(test_flood_of_trouble), T(test_flood_and_end), T(test_names),
+		T(test_flood_unheard), T(test_flood_of_trouble), T(test_stopped_at_start), T(test_flood_and_end), T(test_names),
 	};
 
 	time_limit(30);
