@@ -356,6 +356,24 @@ static void end_job(struct snap_job *j)
 		munmap((void *)(uintptr_t)j->image.ram.base, j->image.ram.size);
 	vmm_snap_free(j->base);
 	free((char *)(uintptr_t)j->image.about);
+	free((uint64_t *)(uintptr_t)j->image.ws);
+}
+
+/* The working set as it is now, since s may be taught another meanwhile; *learned: it is
+   not the file's. */
+static int job_ws(struct snap_job *j, struct vmm_snap *s, int *learned, struct vmm_error *err)
+{
+	uint64_t *ws;
+
+	pthread_mutex_lock(&s->lock);
+	*learned = s->learned;
+	ws = malloc(((size_t)s->nws + 1) * sizeof(*ws));
+	if (ws && s->nws)
+		memcpy(ws, s->ws, s->nws * sizeof(*ws));
+	j->image.ws = ws;
+	j->image.nws = ws ? s->nws : 0;
+	pthread_mutex_unlock(&s->lock);
+	return ws ? 0 : fail(err, VMM_ENOMEM, "a working set");
 }
 
 /* A file is not to stand on itself, nor in the place of what it stands on. */
@@ -426,7 +444,7 @@ static int write_snap(struct vmm_snap *s, const char *path, int fd,
 {
 	struct vmm_write_config c = VMM_WRITE_INIT;
 	struct snap_job j = { .image = { .nregions = 1 } };
-	int rc;
+	int rc, learned = 0;
 
 	if (!s)
 		return fail(err, VMM_EINVAL, "no snapshot");
@@ -440,9 +458,14 @@ static int write_snap(struct vmm_snap *s, const char *path, int fd,
 	if (rc == 0 && j.parent)
 		rc = check_parent(j.parent, path, err);
 	j.how = (struct snap_how){ c.level, c.threads, j.parent, c.progress, c.progress_arg };
+	if (rc == 0)
+		rc = job_ws(&j, s, &learned, err);
 	/* The same file with another working set: frames are copied. */
-	if (rc == 0 && path && s->learned && s->file && !s->file->nlayers && !c.parent && !c.level)
-		return snapfile_learn(s->file, path, s->ws, s->nws, err);
+	if (rc == 0 && path && learned && s->file && !s->file->nlayers && !c.parent && !c.level) {
+		rc = snapfile_learn(s->file, path, j.image.ws, j.image.nws, err);
+		end_job(&j);
+		return rc;
+	}
 	if (rc == 0)
 		rc = job_ram(&j, s, err);
 	if (rc == 0) {
@@ -453,8 +476,6 @@ static int write_snap(struct vmm_snap *s, const char *path, int fd,
 		j.image.about = vm_about_snap(s);
 		j.image.sections = s->sections;
 		j.image.nsections = s->nsections;
-		j.image.ws = s->ws;
-		j.image.nws = s->nws;
 		rc = path ? snapfile_write(path, &j.image, &j.how, err)
 			  : snapfile_send(fd, &j.image, &j.how, err);
 	}
@@ -506,7 +527,8 @@ static void find_warm(struct vmm_snap *s, uint64_t *sorted)
 }
 
 /* The working set of s is this; pages lie in its RAM, as the file's do. */
-static int set_ws(struct vmm_snap *s, const uint64_t *ws, uint32_t n, struct vmm_error *err)
+static int set_ws(struct vmm_snap *s, const uint64_t *ws, uint32_t n, int learned,
+		  struct vmm_error *err)
 {
 	uint64_t *copy = malloc(((size_t)n + 1) * sizeof(*copy));
 	uint64_t *sorted = malloc(((size_t)n + 1) * sizeof(*sorted));
@@ -528,6 +550,7 @@ static int set_ws(struct vmm_snap *s, const uint64_t *ws, uint32_t n, struct vmm
 	free(s->warm);
 	s->ws = copy;
 	s->nws = n;
+	s->learned = learned;
 	s->warm = warm;
 	find_warm(s, sorted);
 	pthread_mutex_unlock(&s->lock);
@@ -557,7 +580,7 @@ static int open_snap(struct vmm_snap **out, const char *path, int fd, struct vmm
 	s->nsections = s->file->nsections;
 	for (i = 0; i < s->file->nregions; i++)
 		s->size += s->file->regions[i].size;
-	rc = set_ws(s, s->file->ws.pages, s->file->ws.npages, err);
+	rc = set_ws(s, s->file->ws.pages, s->file->ws.npages, 0, err);
 	if (rc)
 		vmm_snap_free(s);
 	else
@@ -617,9 +640,7 @@ int vmm_snap_learn(struct vmm_snap *s, struct vmm *vm, struct vmm_error *err)
 		rc = snap_trace_read(vm->trace, &ws, &n, err);
 	vm_leave(vm, rc);
 	if (rc == 0)
-		rc = set_ws(s, ws, n, err);
-	if (rc == 0)
-		s->learned = 1;
+		rc = set_ws(s, ws, n, 1, err);
 	free(ws);
 	return rc;
 }

@@ -315,8 +315,26 @@ static void test_memory(void **state)
 
 /* ---- Working sets ----------------------------------------------------------- */
 
+/* Teach a snapshot that is just being written. */
+struct teaching {
+	struct vmm_snap	*snap;
+	struct vmm	*vm;
+};
+
+static int teaches(void *arg, uint64_t done, uint64_t total)
+{
+	const struct teaching *t = arg;
+
+	(void)done;
+	(void)total;
+	assert_ok(vmm_snap_learn(t->snap, t->vm, &err));
+	return 0;
+}
+
 static void test_learn(void **state)
 {
+	struct vmm_write_config write_how = VMM_WRITE_INIT;
+	struct teaching teaching;
 	struct vmm *many[20];
 	struct vmm_restore_config how = VMM_RESTORE_INIT;
 	struct vmm_snap_info info = VMM_SNAP_INFO_INIT;
@@ -350,7 +368,13 @@ static void test_learn(void **state)
 	for (i = 0; i < 3; i++)
 		p[2 * MiB + 40960 + 4096ull * (unsigned int)i]++;
 	assert_ok(vmm_snap_learn(f, vm, &err));
+	teaching = (struct teaching){ f, vm };
+	write_how.level = 1;
+	write_how.progress = teaches;
+	write_how.progress_arg = &teaching;
+	assert_ok(vmm_snap_write(f, path, &write_how, &err));
 	vmm_free(vm);
+	assert_ok(vmm_snap_verify(path, &err));
 	/* In place: it is the same snapshot. */
 	assert_ok(vmm_snap_write(f, path, NULL, &err));
 	vmm_snap_free(f);
