@@ -38,7 +38,8 @@
  *
  * Processes.  KVM ties a machine to the process that created it: after fork()
  * the child must not use it; every call it makes on it but vmm_free() fails
- * with VMM_ESTATE, and vmm_free() releases the child's copy alone.  Every
+ * with VMM_ESTATE, and vmm_free() releases the child's copy alone.  So it is
+ * with a snapshot whose file is still being decoded (VMM_MEM_LAZY).  Every
  * descriptor is close-on-exec.
  *
  * Structs.  A struct whose first field is its size is set up by its INIT

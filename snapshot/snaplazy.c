@@ -77,6 +77,7 @@ struct lazy_hand {
 
 struct snap_lazy {
 	struct mem_source source;	/* first */
+	pid_t		pid;		/* whose threads, and faults, these are */
 	const struct snapfile *f;
 	uint64_t	size;
 	struct mem_run	*runs;
@@ -276,11 +277,28 @@ static int lazy_watch_file(struct snap_lazy *l, struct mem *m, int (*fn)(int, vo
 	return r;
 }
 
+/*
+ * A child of fork() has none of the threads, and the descriptor of its parent's faults: to watch
+ * a view there would be to watch whatever the parent has at that address.  0: it is ours; 1: it
+ * is the parent's, and all is there, so that nothing of that matters; VMM_ESTATE: it does.
+ */
+static int lazy_inherited(const struct snap_lazy *l, struct vmm_error *err)
+{
+	if (l->pid == getpid())
+		return 0;
+	if (!__atomic_load_n(&l->source.lacking, __ATOMIC_ACQUIRE))
+		return 1;
+	return fail(err, VMM_ESTATE, "%s: is being decoded by process %d, before its fork()",
+		    l->f->name, (int)l->pid);
+}
+
 static int lazy_watch(struct mem_source *s, struct mem *m, struct vmm_error *err)
 {
 	struct snap_lazy *l = (struct snap_lazy *)s;
-	int r = 0;
+	int r = lazy_inherited(l, err);
 
+	if (r)
+		return r < 0 ? r : 0;
 	pthread_mutex_lock(&l->lock);
 	if (!l->done) {
 		r = lazy_watch_file(l, m, uffd_watch);
@@ -297,6 +315,8 @@ static void lazy_unwatch(struct mem_source *s, struct mem *m)
 	struct snap_lazy *l = (struct snap_lazy *)s;
 	struct mem **p;
 
+	if (lazy_inherited(l, NULL))
+		return;
 	pthread_mutex_lock(&l->lock);
 	if (l->first == m)
 		__atomic_store_n(&l->first, NULL, __ATOMIC_RELEASE);
@@ -669,6 +689,7 @@ int snap_lazy_new(struct snap_lazy **out, const struct snapfile *f, uint64_t siz
 	pthread_mutex_init(&l->lock, NULL);
 	pthread_mutex_init(&l->demand, NULL);
 	pthread_cond_init(&l->cond, NULL);
+	l->pid = getpid();
 	l->f = f;
 	l->size = size;
 	l->uffd = l->wake = l->source.fd = -1;
@@ -691,21 +712,24 @@ int snap_lazy_new(struct snap_lazy **out, const struct snapfile *f, uint64_t siz
 
 void snap_lazy_free(struct snap_lazy *l)
 {
+	int ours;
 	unsigned int i;
 
 	if (!l)
 		return;
+	/* Of a parent: its threads are not here, but what they were doing may be. */
+	ours = !lazy_inherited(l, NULL);
 	__atomic_store_n(&l->quit, 1, __ATOMIC_RELEASE);
-	for (i = 0; i < l->nworkers; i++)
+	for (i = 0; i < l->nworkers && ours; i++)
 		pthread_join(l->worker[i], NULL);
 	/* They needed it till then. */
 	__atomic_store_n(&l->over, 1, __ATOMIC_RELEASE);
-	if (l->wake >= 0)
+	if (l->wake >= 0 && ours)
 		eventfd_write(l->wake, 1);
-	if (l->serving)
+	if (l->serving && ours)
 		pthread_join(l->server, NULL);
 	lazy_hand_fini(&l->hand);
-	for (i = 0; i < LAZY_THREADS; i++)
+	for (i = 0; i < LAZY_THREADS && ours; i++)
 		sem_destroy(&l->hands[i].done);
 	if (l->uffd >= 0)
 		close(l->uffd);
@@ -718,9 +742,11 @@ void snap_lazy_free(struct snap_lazy *l)
 	free(l->firsts);
 	free(l->order);
 	free(l->ws);
-	pthread_cond_destroy(&l->cond);
-	pthread_mutex_destroy(&l->demand);
-	pthread_mutex_destroy(&l->lock);
+	if (ours) {
+		pthread_cond_destroy(&l->cond);
+		pthread_mutex_destroy(&l->demand);
+		pthread_mutex_destroy(&l->lock);
+	}
 	free(l);
 }
 
@@ -831,8 +857,10 @@ int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
 int snap_lazy_finish(struct snap_lazy *l, struct vmm_error *err)
 {
 	struct lazy_hand h = { 0 };
-	int rc;
+	int rc = lazy_inherited(l, err);
 
+	if (rc)
+		return rc < 0 ? rc : 0;
 	if (lazy_enter(l))
 		lazy_work(l, &h);
 	pthread_mutex_lock(&l->lock);

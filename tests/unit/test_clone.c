@@ -830,21 +830,18 @@ static void test_damage(void **state)
 	assert_ok(vmm_snap_verify(path, &err));
 }
 
-/* RAM that is damaged stops the machine that touches it, and no other. */
-static void test_lazy_damage(void **state)
+/* The file of a snapshot of original(), a page of which, at HERE - MiB, is damaged. */
+static void damaged_file(void)
 {
-	struct vmm_restore_config how = VMM_RESTORE_INIT;
-	struct vmm *vm = original(), *a, *b;
-	struct vmm_snap *s = take(vm), *f;
+	struct vmm *vm = original();
+	struct vmm_snap *s;
 	uint8_t buf[4096];
 	off_t at, size;
 	int fd;
 
-	(void)state;
 	memset(buf, 0, sizeof(buf));
 	getrandom(buf, sizeof(buf), 0);
 	assert_ok(vmm_write(vm, HERE - MiB, buf, sizeof(buf), &err));
-	vmm_snap_free(s);
 	s = take(vm);
 	assert_ok(vmm_snap_write(s, path, NULL, &err));
 	vmm_snap_free(s);
@@ -862,6 +859,18 @@ static void test_lazy_damage(void **state)
 	assert_true(at < size);
 	assert_int_equal(pwrite(fd, "damage", 6, at), 6);
 	close(fd);
+}
+
+/* RAM that is damaged stops the machine that touches it, and no other. */
+static void test_lazy_damage(void **state)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm *a, *b;
+	struct vmm_snap *s, *f;
+	uint8_t buf[1];
+
+	(void)state;
+	damaged_file();
 	assert_ok(vmm_snap_open(&f, path, &err));
 	fake.guest = NULL;
 	assert_ok(vmm_restore(&a, f, NULL, &err));
@@ -885,6 +894,48 @@ static void test_lazy_damage(void **state)
 	how.memory = VMM_MEM_EAGER;
 	assert_fails(vmm_restore(&a, s, &how, &err), VMM_EFORMAT, path);
 	vmm_snap_free(s);
+}
+
+/* In a child of fork() nobody would serve what a machine lacks: none is made there, in any way,
+   and nothing of the parent's is waited for. */
+static void test_lazy_fork(void **state)
+{
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm *a, *b;
+	struct vmm_snap *f;
+	int status;
+	pid_t pid;
+
+	(void)state;
+	damaged_file();				/* so that it is lacking for ever */
+	assert_ok(vmm_snap_open(&f, path, &err));
+	assert_ok(vmm_restore(&a, f, NULL, &err));
+	pid = fork();
+	if (pid == 0) {
+		alarm(10);
+		if (vmm_restore(&b, f, &how, &err) != VMM_ESTATE)
+			_exit(1);
+		how.memory = VMM_MEM_EAGER;
+		if (vmm_restore(&b, f, &how, &err) != VMM_ESTATE)
+			_exit(2);
+		vmm_free(a);
+		vmm_snap_free(f);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	check(a);
+	vmm_free(a);
+	/* Freed by the child, without a machine. */
+	pid = fork();
+	if (pid == 0) {
+		alarm(10);
+		vmm_snap_free(f);
+		_exit(0);
+	}
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	vmm_snap_free(f);
 }
 
 static int heard;
@@ -1014,7 +1065,7 @@ int main(void)
 		T(test_devices),
 		T(test_every_device), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
-		T(test_lazy_damage), T(test_not_lazy), T(test_file_limit),
+		T(test_lazy_damage), T(test_lazy_fork), T(test_not_lazy), T(test_file_limit),
 		T(test_generations), T(test_children), T(test_threads), T(test_damage),
 	};
 
