@@ -408,7 +408,8 @@ static int job_view(struct snap_job *j, struct vmm_snap *s, struct vmm_error *er
 	ram->fd = s->base->source->fd;
 	ram->map = j->view.hva;
 	ram->dirty = s->own;
-	ram->base = mmap(NULL, s->size, PROT_READ, MAP_SHARED, ram->fd, 0);
+	/* Private: Linux before 6.7 maps no sealed file shared, be it to read only. */
+	ram->base = mmap(NULL, s->size, PROT_READ, MAP_PRIVATE, ram->fd, 0);
 	if (ram->base != MAP_FAILED)
 		return 0;
 	ram->base = NULL;
