@@ -582,6 +582,10 @@ static int vhost_greet(struct vhost *vu, struct vmm_error *err)
 	vu->v.offers = vu->features & VHOST_PASS;
 	if (vu->ops.id == VIRTIO_ID_BLOCK && vu->v.nqueues == 1)
 		vu->v.offers &= ~(1ull << VIRTIO_BLK_F_MQ);
+	/* It could not be written; and with wce at 0, as qemu-storage-daemon has it in spite
+	   of its cache, a driver would never flush (5.2.5.2). */
+	if (vu->ops.id == VIRTIO_ID_BLOCK)
+		vu->v.offers &= ~(1ull << VIRTIO_BLK_F_CONFIG_WCE);
 	if (!(vu->v.offers >> VIRTIO_F_VERSION_1 & 1))
 		return fail(err, VMM_ENOTSUP, "%s: its back end knows no virtio 1", vu->v.name);
 	return vhost_get_config(vu, err);

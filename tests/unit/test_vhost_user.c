@@ -461,8 +461,10 @@ static void test_disk(void **state)
 	struct virtio_blk_config c;
 	uint32_t i;
 
+	t->b.features |= 1ull << VIRTIO_BLK_F_CONFIG_WCE;
 	begin(t, 1);
-	/* What is offered: no log, no packed ring, no queues that we do not have. */
+	/* What is offered: no log, no packed ring, no queues that we do not have, no
+	   cache that could be turned off. */
 	assert_int_equal(drv_offers(&t->d), 1ull << VIRTIO_F_VERSION_1 | DRV_INDIRECT |
 			 1ull << VIRTIO_BLK_F_FLUSH);
 	drv_config(&t->d, 0, &c, 60);
