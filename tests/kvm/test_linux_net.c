@@ -139,12 +139,13 @@ static void passt(void)
 {
 	struct sockaddr_un a = { .sun_family = AF_UNIX };
 	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0), i;
-	char out[300];
+	char out[300], log[160];
 	pid_t pid;
 
 	if (il_shell(out, sizeof(out), "command -v passt"))
 		test_skip("no passt on this host");
 	out[strcspn(out, "\n")] = 0;
+	snprintf(log, sizeof(log), "%s/passt.log", il_dir());
 	network("ip link add eth9 type dummy; ip addr add 192.0.2.9/24 dev eth9; ip link set eth9 up; "
 		"ip route add default via 192.0.2.1; "
 		"echo 0 2147483647 >/proc/sys/net/ipv4/ping_group_range");
@@ -152,7 +153,10 @@ static void passt(void)
 	CHECK(chmod(il_dir(), 0777) == 0);	/* it gives root up */
 	pid = fork();
 	if (pid == 0) {
-		execl(out, "passt", "-f", "-q", "-4", "-s", a.sun_path, "-i", "eth9", "-t", "5001",
+		/* Should it outlive us it must not hold on to what others wait for the end of. */
+		if (!freopen(log, "w", stderr) || !freopen("/dev/null", "w", stdout))
+			_exit(127);
+		execl(out, "passt", "-f", "-q", "-1", "-4", "-s", a.sun_path, "-i", "eth9", "-t", "5001",
 		      (char *)NULL);
 		_exit(127);
 	}
