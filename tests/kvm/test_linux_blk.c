@@ -65,6 +65,19 @@ static char *with_numbers(const char *fmt, unsigned int mib)
 	return s;
 }
 
+/* A file system made on the disk, filled by two at once, and read back from it. */
+#define FILL_AND_CHECK \
+	"D=/dev/vdd\n" \
+	"mkfs.ext4 -q $D\n" \
+	"mkdir /tmp/m; mount $D /tmp/m\n" \
+	"inside fill 1 $BYTES >/tmp/m/a & \n" \
+	"inside fill 2 $((BYTES / 4)) >/tmp/m/b & \n" \
+	"wait %1 && wait %2\n" \
+	"sync; echo 3 >/proc/sys/vm/drop_caches\n" \
+	"inside check 1 $BYTES </tmp/m/a\n" \
+	"umount /tmp/m; mount $D /tmp/m\n" \
+	"inside check 2 $((BYTES / 4)) </tmp/m/b\n"
+
 /*
  * A file system made, filled, read back from the disk and checked, by the guest
  * and, after power-off, by the host; several things at once, with checksums.
@@ -72,16 +85,7 @@ static char *with_numbers(const char *fmt, unsigned int mib)
 static void ext4(void)
 {
 	static const char script[] =
-		"D=/dev/vdd\n"
-		"mkfs.ext4 -q $D\n"
-		"mkdir /tmp/m; mount $D /tmp/m\n"
-		"inside fill 1 $BYTES >/tmp/m/a & \n"
-		"inside fill 2 $((BYTES / 4)) >/tmp/m/b & \n"
-		"wait %1 && wait %2\n"
-		"sync; echo 3 >/proc/sys/vm/drop_caches\n"
-		"inside check 1 $BYTES </tmp/m/a\n"
-		"umount /tmp/m; mount $D /tmp/m\n"
-		"inside check 2 $((BYTES / 4)) </tmp/m/b\n"
+		FILL_AND_CHECK
 		"say read back\n"
 		"fio --name=v --filename=/tmp/m/f --size=$((MIB / 4))M --rw=randwrite --bsrange=4k-64k"
 		" --direct=1 --ioengine=io_uring --iodepth=16 --verify=crc32c"
@@ -370,16 +374,7 @@ static void qcow2_check(const char *path, const char *how)
 static void qcow2(void)
 {
 	static const char script[] =
-		"D=/dev/vdd\n"
-		"mkfs.ext4 -q $D\n"
-		"mkdir /tmp/m; mount $D /tmp/m\n"
-		"inside fill 1 $BYTES >/tmp/m/a & \n"
-		"inside fill 2 $((BYTES / 4)) >/tmp/m/b & \n"
-		"wait %1 && wait %2\n"
-		"sync; echo 3 >/proc/sys/vm/drop_caches\n"
-		"inside check 1 $BYTES </tmp/m/a\n"
-		"umount /tmp/m; mount $D /tmp/m\n"
-		"inside check 2 $((BYTES / 4)) </tmp/m/b\n"
+		FILL_AND_CHECK
 		"copies() { n=0; until [ -e /tmp/stop ]; do\n"
 		"dd if=/tmp/p of=/tmp/m/x$1 bs=64k oflag=direct conv=notrunc status=none\n"
 		"dd if=/tmp/m/x$1 of=/tmp/y$1 bs=64k iflag=direct status=none\n"
