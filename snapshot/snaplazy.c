@@ -318,7 +318,7 @@ static void lazy_unwatch(struct mem_source *s, struct mem *m)
 	if (lazy_inherited(l, NULL))
 		return;
 	pthread_mutex_lock(&l->lock);
-	if (l->first == m)
+	if (__atomic_load_n(&l->first, __ATOMIC_ACQUIRE) == m)
 		__atomic_store_n(&l->first, NULL, __ATOMIC_RELEASE);
 	for (p = &l->views; *p; p = &(*p)->next)
 		if (*p == m) {
