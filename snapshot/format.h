@@ -20,7 +20,7 @@
 #define SNAP_PAGE		4096u
 #define SNAP_CHUNK		65536u
 #define SNAP_CHUNK_PAGES	16u
-#define SNAP_RAW_HEAD		10u		/* before the bytes of a raw block */
+#define SNAP_RAW_HEAD		16u		/* before the bytes of a raw block */
 #define SNAP_FRAME_MAX		(SNAP_CHUNK + SNAP_RAW_HEAD)
 #define SNAP_RAM_MAX		(1ull << 42)
 #define SNAP_PARTS_MAX		4u		/* descriptors of one chunk */
@@ -113,7 +113,7 @@ static inline uint32_t snap_where(uint32_t layer, uint32_t kind, uint32_t len)
 	return layer << 24 | kind << 20 | len;
 }
 
-struct snap_ws_head {			/* pages and frames follow */
+struct snap_ws_head {			/* pages, frames, and padding follow */
 	struct snap_frame frame;
 	uint32_t	npages, nframes;
 };
@@ -121,6 +121,7 @@ struct snap_ws_head {			/* pages and frames follow */
 #define SNAP_WS_WRITE		1ull
 #define SNAP_WS_ZERO		2ull
 #define SNAP_WS_SHIFT		8
+#define SNAP_WS_ALIGN		16u		/* of the first frame, in the file */
 
 struct snap_ws_frame {
 	uint64_t	off;

@@ -173,7 +173,7 @@ uint64_t snapfile_gpa(const struct snapfile *f, uint64_t off);
 /* What it takes to decode: one for each thread. */
 struct snap_decoder {
 	struct ZSTD_DCtx_s *zstd;
-	uint8_t		*buf, *frame;	/* SNAP_FRAME_MAX bytes in buf */
+	uint8_t		*frame;		/* SNAP_FRAME_MAX bytes */
 	uint8_t		*plain;		/* SNAP_CHUNK */
 };
 

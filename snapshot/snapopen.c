@@ -462,6 +462,7 @@ static int snapopen_ws(struct snapfile *f, struct vmm_error *err)
 	uint64_t end = f->size - sizeof(f->footer);
 	struct snap_ws_view *v = &f->ws;
 	struct snap_ws_head h;
+	uint64_t exact;
 	size_t size;
 	uint32_t i;
 	int rc;
@@ -475,8 +476,9 @@ static int snapopen_ws(struct snapfile *f, struct vmm_error *err)
 	if (size != f->footer.ws_size || size < sizeof(h) + SNAP_HASH_SIZE)
 		goto bad;
 	memcpy(&h, f->ws_frame, sizeof(h));
-	if (h.npages > pages || size != sizeof(h) + SNAP_HASH_SIZE + 8ull * h.npages +
-					 sizeof(*v->frames) * (uint64_t)h.nframes)
+	exact = sizeof(h) + SNAP_HASH_SIZE + sizeof(*v->pages) * (uint64_t)h.npages +
+		sizeof(*v->frames) * (uint64_t)h.nframes;
+	if (h.npages > pages || size < exact || size - exact >= SNAP_WS_ALIGN)
 		goto bad;
 	v->npages = h.npages;
 	v->nframes = h.nframes;

@@ -313,7 +313,7 @@ int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint
 	uint64_t *list = malloc(((size_t)nws + 1) * sizeof(*list));
 	uint8_t *out = malloc((nws / SNAP_CHUNK_PAGES + 1) * (size_t)SNAP_FRAME_MAX);
 	uint32_t i, k, left, nframes, stored = 0;
-	size_t len = 0, n;
+	size_t len = 0, n, pad;
 	int rc;
 
 	if (!frame || !list || !out) {
@@ -334,8 +334,10 @@ int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint
 	}
 	nframes = (stored + SNAP_CHUNK_PAGES - 1) / SNAP_CHUNK_PAGES;
 	o->footer.ws_off = o->off;
-	o->footer.ws_size = sizeof(struct snap_ws_head) + SNAP_HASH_SIZE + nws * sizeof(*list) +
-			    nframes * sizeof(*frame);
+	n = sizeof(struct snap_ws_head) + nws * sizeof(*list) + nframes * sizeof(*frame) +
+	    SNAP_HASH_SIZE;
+	pad = -(o->off + n) % SNAP_WS_ALIGN;
+	o->footer.ws_size = n + pad;
 	for (k = 0, left = stored; k < nframes; k++, left -= SNAP_CHUNK_PAGES) {
 		n = (left < SNAP_CHUNK_PAGES ? left : SNAP_CHUNK_PAGES) * (size_t)SNAP_PAGE;
 		snap_raw_head(out + len, n);
@@ -350,6 +352,7 @@ int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint
 	put_u32(&o->meta, nframes);
 	put_bytes(&o->meta, list, nws * sizeof(*list));
 	put_bytes(&o->meta, frame, nframes * sizeof(*frame));
+	put_bytes(&o->meta, (const uint8_t[SNAP_WS_ALIGN]){ 0 }, pad);
 	rc = snapparts_end(o, NULL, err);
 	if (!rc)
 		rc = snap_out_put(o, out, len, err);

@@ -17,8 +17,6 @@
 
 #include "snapfile.h"
 
-#define SNAPREAD_SHIFT		(16u - SNAP_RAW_HEAD)
-
 /* ---- Bytes and hashes --------------------------------------------------- */
 
 uint64_t snap_hash(const void *p, size_t n)
@@ -113,14 +111,12 @@ out:
 int snap_decoder_init(struct snap_decoder *d, struct vmm_error *err)
 {
 	d->zstd = ZSTD_createDCtx();
-	d->buf = malloc(SNAPREAD_SHIFT + SNAP_FRAME_MAX);
+	/* What follows the head of a raw block is aligned: hashes of such bytes
+	   cost a fifth where loads must be, as on RISC-V. */
+	d->frame = malloc(SNAP_FRAME_MAX);
 	d->plain = malloc(SNAP_CHUNK);
-	if (d->zstd && d->buf && d->plain) {
-		/* What follows the head of a raw block is aligned: hashes of
-		   such bytes cost a fifth where loads must be, as on RISC-V. */
-		d->frame = d->buf + SNAPREAD_SHIFT;
+	if (d->zstd && d->frame && d->plain)
 		return 0;
-	}
 	snap_decoder_fini(d);
 	return fail(err, VMM_ENOMEM, "out of memory for a decoder");
 }
@@ -128,7 +124,7 @@ int snap_decoder_init(struct snap_decoder *d, struct vmm_error *err)
 void snap_decoder_fini(struct snap_decoder *d)
 {
 	ZSTD_freeDCtx(d->zstd);
-	free(d->buf);
+	free(d->frame);
 	free(d->plain);
 	memset(d, 0, sizeof(*d));
 }
@@ -188,16 +184,14 @@ int snap_read_frame(const struct snapfile *f, struct snap_decoder *d, const stru
 
 void snap_raw_head(uint8_t head[SNAP_RAW_HEAD], size_t n)
 {
-	uint32_t size = (uint32_t)n - 256, block = (uint32_t)n << 3 | 1;
+	const uint64_t size = n;
+	const uint32_t block = (uint32_t)n << 3 | 1;
 
-	/* RFC 8878: magic number; single segment, 2-byte content size less
-	   256; the last block, raw. */
-	memcpy(head, (const uint8_t[5]){ 0x28, 0xb5, 0x2f, 0xfd, 0x60 }, 5);
-	head[5] = (uint8_t)size;
-	head[6] = (uint8_t)(size >> 8);
-	head[7] = (uint8_t)block;
-	head[8] = (uint8_t)(block >> 8);
-	head[9] = (uint8_t)(block >> 16);
+	/* RFC 8878: magic number; single segment, 8-byte content size; the
+	   last block, raw. */
+	memcpy(head, (const uint8_t[5]){ 0x28, 0xb5, 0x2f, 0xfd, 0xe0 }, 5);
+	memcpy(head + 5, &size, 8);
+	memcpy(head + 13, &block, 3);
 }
 
 int snap_unpack(const struct snapfile *f, struct snap_decoder *d, const struct snap_entry *e,

@@ -542,6 +542,9 @@ static void test_working_set(void **state)
 		OK(snapfile_verify(f, 2, &e_));
 		assert_int_equal(f->ws.npages, g->ws.npages);
 		assert_memory_equal(f->ws.pages, g->ws.pages, f->ws.npages * 8);
+		assert_true(f->ws.nframes > 2);
+		for (i = 0; i < f->ws.nframes; i++)
+			assert_int_equal(f->ws.frames[i].off % SNAP_WS_ALIGN, 0);
 		assert_int_equal(f->ws.pages[0] >> SNAP_WS_SHIFT, ws[0] >> SNAP_WS_SHIFT);
 		OK(snapfile_fill_ws(f, to.fd, NULL, 2, &e_));
 		for (i = 0, zeroes = 0; i < f->ws.npages; i++) {
