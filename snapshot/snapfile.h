@@ -68,7 +68,7 @@ struct snap_image {
 	uint32_t	nsections;
 	struct snap_ram	ram;
 	/* Working set: page << SNAP_WS_SHIFT | SNAP_WS_WRITE, in order of the
-	   first touch. */
+	   first touch: the file has room for SNAP_WS_PAGES. */
 	const uint64_t	*ws;
 	uint32_t	nws;
 };
@@ -107,9 +107,15 @@ struct snap_layer {			/* a file that this one stands on */
 	uint64_t	end;		/* of its frames */
 };
 
+struct snap_ws_run {			/* pages of one frame: neighbours */
+	uint64_t	page;
+	uint32_t	n;
+};
+
 struct snap_ws_view {
 	const uint64_t	*pages;
 	const struct snap_ws_frame *frames;
+	struct snap_ws_run *runs;	/* [nframes] */
 	uint32_t	npages, nframes;
 };
 
@@ -194,8 +200,8 @@ int snapfile_decode(const struct snapfile *f, struct snap_decoder *d, uint64_t c
 		    struct vmm_error *err);
 
 /*
- * Decode a frame of the working set: *plain are its 16 (the last: fewer) pages,
- * somewhere in the decoder, until that is used again.
+ * Decode a frame of the working set: *plain are its run of pages, somewhere in
+ * the decoder, until that is used again.
  */
 int snapfile_decode_ws(const struct snapfile *f, struct snap_decoder *d, uint32_t frame,
 		       const uint8_t **plain, struct vmm_error *err);
@@ -277,12 +283,19 @@ int snap_put_group(struct snap_out *o, const struct snap_entry *entries, uint32_
 		   const void *frames, size_t len, struct vmm_error *err);
 int snap_put_index(struct snap_out *o, const struct snap_entry *entries, uint32_t n,
 		   struct vmm_error *err);
+/* Is b, of the working set's list, in the frame of the page before it that is
+   stored, which is a and the n-th of that? */
+static inline int snap_ws_joins(uint64_t a, uint64_t b, uint32_t n)
+{
+	return b >> SNAP_WS_SHIFT == (a >> SNAP_WS_SHIFT) + 1 && n < SNAP_CHUNK_PAGES;
+}
+
 /* plain: the nws pages, in order.  snap_ws_tidy() has seen the list. */
 int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint8_t *plain,
 		struct vmm_error *err);
 int snap_put_footer(struct snap_out *o, struct vmm_error *err);
 
-/* A list without repetitions, of at most SNAP_WS_PAGES; free() it. */
+/* By address, without repetitions, the first SNAP_WS_PAGES; free() it. */
 #define SNAP_WS_PAGES	65536u
 int snap_ws_tidy(const uint64_t *ws, uint32_t nws, uint64_t ram_pages, uint64_t **out,
 		 uint32_t *n, struct vmm_error *err);

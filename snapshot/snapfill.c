@@ -31,7 +31,7 @@
 #define SNAPFILL_GAP	65536u		/* that are read ahead rather than skipped */
 #define SNAPFILL_GROUP	2048u		/* bytes of a group's descriptors, usually */
 #define SNAPFILL_FILLS	256u		/* chunks without a frame in one job */
-#define SNAPFILL_FRAMES	8u		/* of the working set in one job */
+#define SNAPFILL_FRAMES	64u		/* of the working set in one job */
 #define SNAPFILL_THREADS 256u
 
 struct snapfill_job {
@@ -46,8 +46,6 @@ struct snapfill {
 			       struct vmm_error *err);
 	uint32_t	*order;
 	struct snapfill_job *jobs;
-	uint64_t	*pages;		/* of the working set, those stored */
-	uint32_t	npages;
 	uint32_t	njobs;
 	uint32_t	next;		/* atomic */
 	pthread_mutex_t	lock;
@@ -312,23 +310,16 @@ int snapfile_fill(const struct snapfile *f, int fd, void *map, unsigned int thre
 static int snapfill_ws(struct snapfill *s, struct snap_decoder *d, uint32_t job,
 		       struct vmm_error *err)
 {
-	uint32_t k = job * SNAPFILL_FRAMES, end = k + SNAPFILL_FRAMES, i, n, run;
+	uint32_t k = job * SNAPFILL_FRAMES, end = k + SNAPFILL_FRAMES;
+	const struct snap_ws_run *run = &s->f->ws.runs[k];
 	const uint8_t *plain;
 	int rc = 0;
 
-	for (; k < end && k < s->f->ws.nframes && !rc; k++) {
-		const uint64_t *page = s->pages + (size_t)k * SNAP_CHUNK_PAGES;
-
+	for (; k < end && k < s->f->ws.nframes && !rc; k++, run++) {
 		rc = snapfile_decode_ws(s->f, d, k, &plain, err);
-		n = s->npages - k * SNAP_CHUNK_PAGES;
-		if (n > SNAP_CHUNK_PAGES)
-			n = SNAP_CHUNK_PAGES;
-		for (i = 0; i < n && !rc; i += run) {
-			for (run = 1; i + run < n && page[i + run] == page[i] + run; run++)
-				;
-			rc = snapfill_store(s, plain + i * SNAP_PAGE, run * SNAP_PAGE,
-					    page[i] * SNAP_PAGE, err);
-		}
+		if (!rc)
+			rc = snapfill_store(s, plain, run->n * SNAP_PAGE, run->page * SNAP_PAGE,
+					    err);
 	}
 	return rc;
 }
@@ -337,21 +328,9 @@ int snapfile_fill_ws(const struct snapfile *f, int fd, void *map, unsigned int t
 		     struct vmm_error *err)
 {
 	struct snapfill s = { .f = f, .fd = fd, .map = fd < 0 ? map : NULL, .run = snapfill_ws };
-	uint32_t i;
-	int rc;
 
-	if (!f->ws.nframes)
-		return 0;
-	s.pages = malloc(f->ws.npages * sizeof(*s.pages));
-	if (!s.pages)
-		return fail(err, VMM_ENOMEM, "%s: out of memory", f->name);
-	for (i = 0; i < f->ws.npages; i++)
-		if (!(f->ws.pages[i] & SNAP_WS_ZERO))
-			s.pages[s.npages++] = f->ws.pages[i] >> SNAP_WS_SHIFT;
 	s.njobs = (f->ws.nframes + SNAPFILL_FRAMES - 1) / SNAPFILL_FRAMES;
-	rc = snapfill_run(&s, threads, err);
-	free(s.pages);
-	return rc;
+	return s.njobs ? snapfill_run(&s, threads, err) : 0;
 }
 
 /* ---- Verify ------------------------------------------------------------- */

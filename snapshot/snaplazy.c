@@ -85,8 +85,6 @@ struct snap_lazy {
 	const struct mem *first;	/* atomic: this view has pages of its own, which are */
 	uint16_t	*firsts;	/* [chunk]; or NULL */
 	uint32_t	*order;		/* entries as they lie in the file */
-	uint64_t	*ws;		/* pages of the working set, those stored */
-	uint32_t	nws;
 	uint32_t	next_ws, next;	/* atomic: work to be taken */
 	int		uffd, wake;	/* descriptors */
 	pthread_t	server, worker[LAZY_THREADS];
@@ -429,31 +427,23 @@ static void lazy_failed(struct snap_lazy *l, int rc, const struct vmm_error *err
 /* Pages of the working set: a chunk is there, too, when all its pages are. */
 static int lazy_put_frame(struct snap_lazy *l, struct lazy_hand *h, struct vmm_error *err)
 {
-	const uint64_t *page = l->ws + (size_t)h->frame * SNAP_CHUNK_PAGES;
-	uint32_t n = (uint32_t)(h->len / SNAP_PAGE), i, run, k;
-	int rc = 0;
+	const struct snap_ws_run *run = &l->f->ws.runs[h->frame];
+	int rc = lazy_write(l, h->plain, h->len, run->page * SNAP_PAGE, err);
+	uint64_t page;
 
-	for (i = 0; i < n && rc == 0; i += run) {
-		for (run = 1; i + run < n && page[i + run] == page[i] + run; run++)
-			;
-		rc = lazy_write(l, h->plain + i * SNAP_PAGE, run * SNAP_PAGE, page[i] * SNAP_PAGE,
-				err);
-		for (k = 0; k < run && rc == 0; k++)
-			__atomic_fetch_or(&l->there[(page[i] + k) / SNAP_CHUNK_PAGES],
-					  1u << (page[i] + k) % SNAP_CHUNK_PAGES,
-					  __ATOMIC_RELEASE);
-	}
+	for (page = run->page; page < run->page + run->n && rc == 0; page++)
+		__atomic_fetch_or(&l->there[page / SNAP_CHUNK_PAGES],
+				  1u << page % SNAP_CHUNK_PAGES, __ATOMIC_RELEASE);
 	return rc;
 }
 
 static int lazy_ws_frame(struct snap_lazy *l, struct lazy_hand *h, uint32_t frame,
 			 struct vmm_error *err)
 {
-	uint32_t n = l->nws - frame * SNAP_CHUNK_PAGES;
 	int rc;
 
 	h->frame = frame;
-	h->len = (n < SNAP_CHUNK_PAGES ? n : SNAP_CHUNK_PAGES) * SNAP_PAGE;
+	h->len = l->f->ws.runs[frame].n * SNAP_PAGE;
 	rc = snapfile_decode_ws(l->f, &h->decoder, frame, &h->plain, err);
 	if (rc == 0)
 		rc = lazy_put(l, h, lazy_put_frame, err);
@@ -602,20 +592,6 @@ static int lazy_zero_runs(struct snap_lazy *l, struct vmm_error *err)
 	return 0;
 }
 
-static int lazy_ws(struct snap_lazy *l, struct vmm_error *err)
-{
-	const struct snap_ws_view *ws = &l->f->ws;
-	uint32_t i;
-
-	l->ws = malloc(((size_t)ws->npages + 1) * sizeof(*l->ws));
-	if (!l->ws)
-		return fail(err, VMM_ENOMEM, "%s: out of memory", l->f->name);
-	for (i = 0; i < ws->npages; i++)
-		if (!(ws->pages[i] & SNAP_WS_ZERO))
-			l->ws[l->nws++] = ws->pages[i] >> SNAP_WS_SHIFT;
-	return 0;
-}
-
 static int lazy_open(struct snap_lazy *l, struct vmm_error *err)
 {
 	uint32_t i;
@@ -645,8 +621,6 @@ static int lazy_open(struct snap_lazy *l, struct vmm_error *err)
 	if (!l->order)
 		return VMM_ENOMEM;
 	rc = lazy_zero_runs(l, err);
-	if (rc == 0)
-		rc = lazy_ws(l, err);
 	return rc ? rc : lazy_hand_init(&l->hand, err);
 }
 
@@ -741,7 +715,6 @@ void snap_lazy_free(struct snap_lazy *l)
 	free(l->there);
 	free(l->firsts);
 	free(l->order);
-	free(l->ws);
 	if (ours) {
 		pthread_cond_destroy(&l->cond);
 		pthread_mutex_destroy(&l->demand);
@@ -762,27 +735,51 @@ static void lazy_is_own(struct snap_lazy *l, uint64_t page)
 	l->firsts[page / SNAP_CHUNK_PAGES] |= (uint16_t)(1u << page % SNAP_CHUNK_PAGES);
 }
 
-/* One frame of it, into a view that nobody looks at yet.  0: some of that is lacking there:
-   it is damaged, or all of RAM is in the memfd by now, and views are not watched any more. */
-static int lazy_own_frame(struct snap_lazy *l, struct mem *m, struct lazy_hand *h, uint32_t frame)
+/* The frames of the working set, mapped for the kernel to copy from; nobody else looks: where the
+   file has been cut short that is an error, and no SIGBUS.  NULL: they cannot be mapped. */
+static const uint8_t *lazy_map_ws(const struct snapfile *f, size_t *size)
 {
-	const uint64_t *page = l->ws + (size_t)frame * SNAP_CHUNK_PAGES;
-	uint32_t n = l->nws - frame * SNAP_CHUNK_PAGES, i, run, k;
-	const uint8_t *plain;
+	const struct snap_ws_view *ws = &f->ws;
+	uint64_t from, end;
+	void *p;
 
-	if (snapfile_decode_ws(l->f, &h->decoder, frame, &plain, NULL))
+	if (!ws->nframes)
+		return NULL;
+	from = ws->frames[0].off & ~(uint64_t)(getpagesize() - 1);
+	end = ws->frames[ws->nframes - 1].off + ws->frames[ws->nframes - 1].len;
+	*size = (size_t)(end - from);
+	p = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, f->fd, (off_t)from);
+	return p == MAP_FAILED ? NULL : p;
+}
+
+/*
+ * One frame of it, into a view that nobody looks at yet: if it is a raw block, from map, and hashed
+ * where it has come to lie.  0: some of that is lacking there: it is damaged, or all of RAM is
+ * in the memfd by now, and views are not watched any more.
+ */
+static int lazy_own_frame(struct snap_lazy *l, struct mem *m, struct lazy_hand *h, uint32_t frame,
+			  const uint8_t *map)
+{
+	const struct snap_ws_frame *w = &l->f->ws.frames[frame], *first = l->f->ws.frames;
+	const struct snap_ws_run *run = &l->f->ws.runs[frame];
+	size_t len = run->n * SNAP_PAGE;
+	uint8_t *to = m->hva + run->page * SNAP_PAGE;
+	const uint8_t *plain;
+	uint64_t page;
+
+	if (map && w->len == SNAP_RAW_HEAD + len)
+		plain = map + first->off % (uint64_t)getpagesize() + (w->off - first->off) +
+			SNAP_RAW_HEAD;
+	else if (snapfile_decode_ws(l->f, &h->decoder, frame, &plain, NULL))
 		return 0;
-	n = n < SNAP_CHUNK_PAGES ? n : SNAP_CHUNK_PAGES;
-	for (i = 0; i < n; i += run) {
-		for (run = 1; i + run < n && page[i + run] == page[i] + run; run++)
-			;
-		if (uffd_copy(l->uffd, m->hva + page[i] * SNAP_PAGE, plain + i * SNAP_PAGE,
-			      run * SNAP_PAGE) < 0)
-			return 0;
-		for (k = i; k < i + run; k++)
-			lazy_is_own(l, page[k]);
+	if (uffd_copy(l->uffd, to, plain, len) < 0 || snap_hash(to, len) != w->hash) {
+		/* Not a part of it stays. */
+		madvise(to, len, MADV_DONTNEED);
+		return 0;
 	}
-	__atomic_fetch_add(&l->source.decoded, n * SNAP_PAGE, __ATOMIC_RELAXED);
+	for (page = run->page; page < run->page + run->n; page++)
+		lazy_is_own(l, page);
+	__atomic_fetch_add(&l->source.decoded, len, __ATOMIC_RELAXED);
 	return 1;
 }
 
@@ -811,13 +808,29 @@ static void lazy_own_zero(struct snap_lazy *l, struct mem *m)
 /* Are the pages of a frame in the memfd? */
 static int lazy_frame_is_there(const struct snap_lazy *l, uint32_t frame)
 {
-	uint32_t k = frame * SNAP_CHUNK_PAGES, end = k + SNAP_CHUNK_PAGES;
+	const struct snap_ws_run *run = &l->f->ws.runs[frame];
+	uint64_t page;
 
-	for (; k < l->nws && k < end; k++)
-		if (!lazy_is_there(l, l->ws[k] / SNAP_CHUNK_PAGES,
-				   1u << l->ws[k] % SNAP_CHUNK_PAGES))
+	for (page = run->page; page < run->page + run->n; page++)
+		if (!lazy_is_there(l, page / SNAP_CHUNK_PAGES, 1u << page % SNAP_CHUNK_PAGES))
 			return 0;
 	return 1;
+}
+
+/* All of it, into the first machine's view.  0: some is lacking there. */
+static int lazy_own_all(struct snap_lazy *l, struct mem *m, struct lazy_hand *h)
+{
+	size_t size = 0;
+	const uint8_t *map = lazy_map_ws(l->f, &size);
+	uint32_t frame;
+	int own = 1;
+
+	for (frame = 0; frame < l->f->ws.nframes; frame++)
+		own &= lazy_own_frame(l, m, h, frame, map);
+	if (map)
+		munmap((void *)(uintptr_t)map, size);
+	lazy_own_zero(l, m);
+	return own;
 }
 
 int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
@@ -836,10 +849,7 @@ int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
 	if (first)
 		l->firsts = calloc(l->f->nchunks, sizeof(*l->firsts));
 	if (first && l->firsts) {
-		own = 1;
-		for (frame = 0; frame < l->f->ws.nframes; frame++)
-			own &= lazy_own_frame(l, m, &h, frame);
-		lazy_own_zero(l, m);
+		own = lazy_own_all(l, m, &h);
 		__atomic_store_n(&l->first, m, __ATOMIC_RELEASE);
 	} else if (lazy_enter(l)) {
 		/* Counted among those who are at it: nothing is sealed meanwhile. */

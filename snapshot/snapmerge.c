@@ -72,9 +72,10 @@ static int snapmerge_ws(struct snap_out *o, const struct snapfile *f, struct vmm
 {
 	uint64_t *list = malloc(((size_t)f->ws.npages + 1) * sizeof(*list));
 	uint8_t *plain = calloc((size_t)f->ws.npages + 1, SNAP_PAGE);
-	const uint8_t *chunk = NULL;
+	const struct snap_ws_run *run = f->ws.runs;
+	const uint8_t *pages = NULL;
 	struct snap_decoder d = { 0 };
-	uint32_t i, slot = 0;
+	uint32_t i, at = 0;
 	int rc;
 
 	if (!plain || !list)
@@ -85,11 +86,14 @@ static int snapmerge_ws(struct snap_out *o, const struct snapfile *f, struct vmm
 		list[i] = f->ws.pages[i] & ~SNAP_WS_ZERO;
 		if (f->ws.pages[i] & SNAP_WS_ZERO)
 			continue;
-		if (slot % SNAP_CHUNK_PAGES == 0)
-			rc = snapfile_decode_ws(f, &d, slot / SNAP_CHUNK_PAGES, &chunk, err);
+		if (at == 0)
+			rc = snapfile_decode_ws(f, &d, (uint32_t)(run - f->ws.runs), &pages, err);
 		if (!rc)
-			memcpy(plain + (size_t)i * SNAP_PAGE,
-			       chunk + slot++ % SNAP_CHUNK_PAGES * SNAP_PAGE, SNAP_PAGE);
+			memcpy(plain + (size_t)i * SNAP_PAGE, pages + at * SNAP_PAGE, SNAP_PAGE);
+		if (++at == run->n) {
+			at = 0;
+			run++;
+		}
 	}
 	if (!rc)
 		rc = snap_put_ws(o, list, f->ws.npages, plain, err);

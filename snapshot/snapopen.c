@@ -458,13 +458,13 @@ static int snapopen_open_layers(struct snapfile *f, uint64_t used, const char *d
 
 static int snapopen_ws(struct snapfile *f, struct vmm_error *err)
 {
-	uint64_t off = f->footer.ws_off, pages = f->header->ram_size / SNAP_PAGE, stored = 0;
+	uint64_t off = f->footer.ws_off, pages = f->header->ram_size / SNAP_PAGE, last = 0;
 	uint64_t end = f->size - sizeof(f->footer);
 	struct snap_ws_view *v = &f->ws;
 	struct snap_ws_head h;
 	uint64_t exact;
+	uint32_t i, n = 0;
 	size_t size;
-	uint32_t i;
 	int rc;
 
 	if (!off)
@@ -484,13 +484,24 @@ static int snapopen_ws(struct snapfile *f, struct vmm_error *err)
 	v->nframes = h.nframes;
 	v->pages = (const uint64_t *)(f->ws_frame + sizeof(h));
 	v->frames = (const struct snap_ws_frame *)(v->pages + v->npages);
+	v->runs = calloc((size_t)v->nframes + 1, sizeof(*v->runs));
+	if (!v->runs)
+		return fail(err, VMM_ENOMEM, "%s: out of memory", f->name);
 	for (i = 0; i < v->npages; i++) {
 		if (v->pages[i] >> SNAP_WS_SHIFT >= pages ||
 		    (v->pages[i] & ((1u << SNAP_WS_SHIFT) - 1) & ~(SNAP_WS_WRITE | SNAP_WS_ZERO)))
 			goto bad;
-		stored += !(v->pages[i] & SNAP_WS_ZERO);
+		if (v->pages[i] & SNAP_WS_ZERO)
+			continue;
+		if (!n || !snap_ws_joins(last, v->pages[i], v->runs[n - 1].n)) {
+			if (n == v->nframes)
+				goto bad;
+			v->runs[n++].page = v->pages[i] >> SNAP_WS_SHIFT;
+		}
+		v->runs[n - 1].n++;
+		last = v->pages[i];
 	}
-	if (v->nframes != (stored + SNAP_CHUNK_PAGES - 1) / SNAP_CHUNK_PAGES)
+	if (n != v->nframes)
 		goto bad;
 	for (i = 0, off += size; i < v->nframes; off += v->frames[i++].len)
 		if (v->frames[i].off != off || !v->frames[i].len ||
@@ -695,6 +706,7 @@ void snapfile_close(struct snapfile *f)
 	free(f->state_frame);
 	free(f->index_frame);
 	free(f->ws_frame);
+	free(f->ws.runs);
 	free(f->real);
 	free(f->name);
 	free(f);

@@ -273,9 +273,9 @@ int snap_put_footer(struct snap_out *o, struct vmm_error *err)
 int snap_ws_tidy(const uint64_t *ws, uint32_t nws, uint64_t ram_pages, uint64_t **out,
 		 uint32_t *n, struct vmm_error *err)
 {
-	size_t words = (size_t)(ram_pages + 63) / 64;
-	uint64_t *seen = calloc(words, 8), *written = calloc(words, 8), page;
-	uint32_t i;
+	size_t words = (size_t)(ram_pages + 63) / 64, k;
+	uint64_t *seen = calloc(words, 8), *written = calloc(words, 8), page, bit, bits;
+	uint32_t i, left = SNAP_WS_PAGES;
 	int rc = 0;
 
 	*n = 0;
@@ -286,16 +286,21 @@ int snap_ws_tidy(const uint64_t *ws, uint32_t nws, uint64_t ram_pages, uint64_t 
 	}
 	for (i = 0; i < nws; i++) {
 		page = ws[i] >> SNAP_WS_SHIFT;
-		if (page < ram_pages && (ws[i] & SNAP_WS_WRITE))
-			written[page / 64] |= 1ull << page % 64;
-	}
-	for (i = 0; i < nws && *n < SNAP_WS_PAGES; i++) {
-		page = ws[i] >> SNAP_WS_SHIFT;
-		if (page >= ram_pages || (seen[page / 64] >> page % 64 & 1))
+		bit = 1ull << page % 64;
+		if (page >= ram_pages)
 			continue;
-		seen[page / 64] |= 1ull << page % 64;
-		(*out)[(*n)++] = page << SNAP_WS_SHIFT | (written[page / 64] >> page % 64 & 1);
+		if (!(seen[page / 64] & bit) && left) {
+			seen[page / 64] |= bit;
+			left--;
+		}
+		if (ws[i] & SNAP_WS_WRITE)
+			written[page / 64] |= bit;
 	}
+	for (k = 0; k < words; k++)
+		for (bits = seen[k]; bits; bits &= bits - 1) {
+			page = k * 64 + (uint64_t)__builtin_ctzll(bits);
+			(*out)[(*n)++] = page << SNAP_WS_SHIFT | (written[k] >> page % 64 & 1);
+		}
 out:
 	free(seen);
 	free(written);
@@ -309,43 +314,46 @@ out:
 int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint8_t *plain,
 		struct vmm_error *err)
 {
-	struct snap_ws_frame *frame = calloc(nws / SNAP_CHUNK_PAGES + 1, sizeof(*frame));
-	uint64_t *list = malloc(((size_t)nws + 1) * sizeof(*list));
-	uint8_t *out = malloc((nws / SNAP_CHUNK_PAGES + 1) * (size_t)SNAP_FRAME_MAX);
-	uint32_t i, k, left, nframes, stored = 0;
-	size_t len = 0, n, pad;
+	struct snap_ws_frame *frame = calloc((size_t)nws + 1, sizeof(*frame)), *f = frame;
+	uint64_t *list = malloc(((size_t)nws + 1) * sizeof(*list)), last = 0;
+	uint8_t *out = malloc((size_t)nws * (SNAP_PAGE + SNAP_RAW_HEAD) + 1), *p = out;
+	size_t size, pad, n;
+	uint32_t i, nframes = 0;
 	int rc;
 
 	if (!frame || !list || !out) {
 		rc = snapparts_nomem(o, err);
 		goto out;
 	}
-	/* Each page to its place behind the heads of the frames so far. */
+	/* A page that has no neighbour in the frame so far begins another. */
 	for (i = 0; i < nws; i++, plain += SNAP_PAGE) {
 		list[i] = ws[i];
 		if (snap_is_zero(plain)) {
 			list[i] |= SNAP_WS_ZERO;
 			continue;
 		}
-		memcpy(out + (size_t)(stored / SNAP_CHUNK_PAGES + 1) * SNAP_RAW_HEAD +
-			       (size_t)stored * SNAP_PAGE,
-		       plain, SNAP_PAGE);
-		stored++;
+		if (!nframes || !snap_ws_joins(last, ws[i], f->len / SNAP_PAGE)) {
+			f = &frame[nframes++];
+			f->off = (uint64_t)(p - out);
+			f->len = SNAP_RAW_HEAD;
+			p += SNAP_RAW_HEAD;
+		}
+		memcpy(p, plain, SNAP_PAGE);
+		p += SNAP_PAGE;
+		f->len += SNAP_PAGE;
+		last = ws[i];
 	}
-	nframes = (stored + SNAP_CHUNK_PAGES - 1) / SNAP_CHUNK_PAGES;
+	size = sizeof(struct snap_ws_head) + nws * sizeof(*list) + nframes * sizeof(*frame) +
+	       SNAP_HASH_SIZE;
+	pad = -(o->off + size) % SNAP_WS_ALIGN;
 	o->footer.ws_off = o->off;
-	n = sizeof(struct snap_ws_head) + nws * sizeof(*list) + nframes * sizeof(*frame) +
-	    SNAP_HASH_SIZE;
-	pad = -(o->off + n) % SNAP_WS_ALIGN;
-	o->footer.ws_size = n + pad;
-	for (k = 0, left = stored; k < nframes; k++, left -= SNAP_CHUNK_PAGES) {
-		n = (left < SNAP_CHUNK_PAGES ? left : SNAP_CHUNK_PAGES) * (size_t)SNAP_PAGE;
-		snap_raw_head(out + len, n);
-		frame[k].off = o->off + o->footer.ws_size + len;
-		frame[k].len = (uint32_t)(SNAP_RAW_HEAD + n);
-		frame[k].hash = snap_hash(out + len + SNAP_RAW_HEAD, n);
-		frame[k].check = (uint32_t)snap_hash(out + len, SNAP_RAW_HEAD + n);
-		len += SNAP_RAW_HEAD + n;
+	o->footer.ws_size = size + pad;
+	for (f = frame; f < frame + nframes; f++) {
+		n = f->len - SNAP_RAW_HEAD;
+		snap_raw_head(out + f->off, n);
+		f->hash = snap_hash(out + f->off + SNAP_RAW_HEAD, n);
+		f->check = (uint32_t)snap_hash(out + f->off, f->len);
+		f->off += o->off + o->footer.ws_size;
 	}
 	snapparts_begin(o, SNAP_TAG_WORKSET);
 	put_u32(&o->meta, nws);
@@ -355,7 +363,7 @@ int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint
 	put_bytes(&o->meta, (const uint8_t[SNAP_WS_ALIGN]){ 0 }, pad);
 	rc = snapparts_end(o, NULL, err);
 	if (!rc)
-		rc = snap_out_put(o, out, len, err);
+		rc = snap_out_put(o, out, (size_t)(p - out), err);
 out:
 	free(frame);
 	free(list);

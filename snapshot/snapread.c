@@ -278,21 +278,14 @@ int snapfile_decode_ws(const struct snapfile *f, struct snap_decoder *d, uint32_
 		       const uint8_t **plain, struct vmm_error *err)
 {
 	const struct snap_ws_frame *w = &f->ws.frames[frame];
-	uint32_t i, before = frame * SNAP_CHUNK_PAGES, stored = 0;
 	struct snap_entry e = {
 		.chunk = SNAPREAD_NO_CHUNK,
 		.where = snap_where(0, SNAP_KIND_FRAME, w->len),
 		.check = w->check,
 		.off = w->off,
 		.hash = w->hash,
-		.stored = 0xffff,
+		.stored = (uint16_t)((1u << f->ws.runs[frame].n) - 1),
 	};
 
-	/* Only the last frame can be short. */
-	if (frame + 1 == f->ws.nframes) {
-		for (i = 0; i < f->ws.npages; i++)
-			stored += !(f->ws.pages[i] & SNAP_WS_ZERO);
-		e.stored = (uint16_t)((1u << (stored - before)) - 1);
-	}
 	return snap_unpack(f, d, &e, d->plain, plain, err);
 }

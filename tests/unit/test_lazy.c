@@ -320,6 +320,54 @@ static void test_ws_again(void **state)
 	snapfile_close(f);
 }
 
+/* Of a frame of it that is damaged, or cut short, not a byte comes to the first machine: its pages
+   are then had from where they are besides. */
+static void test_ws_damaged(void **state)
+{
+	struct snap_region region;
+	struct snap_image im = image_of(&ram, &region);
+	uint64_t ws[20], i, first = 8 * MB, pass;
+	struct snap_how how = { .threads = 1 };
+	struct snapfile *f;
+	struct snap_lazy *l;
+	struct mem m = { 0 };
+	int fd;
+
+	(void)state;
+	may_skip();
+	for (i = 0; i < 20; i++) {
+		memset(ram.map + first + i * SNAP_PAGE, (int)i + 1, 50);
+		ws[i] = (first / SNAP_PAGE + i) << SNAP_WS_SHIFT | (i & 1);
+	}
+	im.ws = ws;
+	im.nws = 20;
+	for (pass = 0; pass < 3; pass++) {
+		OK(snapfile_write("file", &im, &how, &e_));
+		f = open_file("file");
+		assert_int_equal(f->ws.nframes, 2);
+		hold(1);
+		l = lazy(f, 1);
+		await_held(1);
+		view(&m, l);
+		fd = open("file", O_WRONLY);
+		/* Within the fourth page of the first frame; in pass 2 nothing is wrong. */
+		i = f->ws.frames[0].off + SNAP_RAW_HEAD + 3 * SNAP_PAGE + 100;
+		if (pass == 0)
+			assert_int_equal(pwrite(fd, "damage", 6, (off_t)i), 6);
+		else if (pass == 1)
+			assert_int_equal(ftruncate(fd, (off_t)i), 0);
+		close(fd);
+		assert_int_equal(snap_lazy_ready(l, &m), pass == 2);
+		assert_memory_equal(mem_get(&m, m.gpa + first, 20 * SNAP_PAGE), ram.map + first,
+				    20 * SNAP_PAGE);
+		assert_int_equal(m.waits > 0, pass < 2);
+		hold(0);
+		mem_fini(&m);
+		snap_lazy_free(l);
+		snapfile_close(f);
+	}
+}
+
 static pthread_mutex_t lost_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static void lost(void *arg, const struct vmm_error *err)
@@ -475,6 +523,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_early_end, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ws, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_ws_again, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_ws_damaged, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_populate, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_truncated, setup, teardown),

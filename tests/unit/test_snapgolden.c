@@ -99,8 +99,9 @@ static void test_1_0(void **state)
 	assert_memory_equal(s->data, "registers", 9);
 	check_ram(f, &r);
 	assert_int_equal(f->ws.npages, 4);
-	assert_int_equal(f->ws.pages[1], 16 << SNAP_WS_SHIFT | SNAP_WS_WRITE);
-	assert_int_equal(f->ws.pages[2], SNAP_WS_ZERO);
+	assert_int_equal(f->ws.nframes, 3);
+	assert_int_equal(f->ws.pages[3], 16 << SNAP_WS_SHIFT | SNAP_WS_WRITE);
+	assert_int_equal(f->ws.pages[0], SNAP_WS_ZERO);
 	OK(snapfile_fill_ws(f, to.fd, NULL, 1, &e_));
 	assert_memory_equal(to.map + 16 * SNAP_PAGE, r.map + 16 * SNAP_PAGE, SNAP_PAGE);
 	OK(snapfile_count(f, &n, &e_));
