@@ -201,7 +201,7 @@ static int build(struct vmm *vm, struct vmm_error *err)
 	struct machine *m = &vm->m;
 	int rc;
 
-	m->vm = kvm_vm(m->kvm);
+	m->vm = vm->snap ? stock_take(&vm->snap->stock, m->kvm) : kvm_vm(m->kvm);
 	if (m->vm < 0)
 		return fail_sys(err, -m->vm, "KVM_CREATE_VM");
 	m->renewable = renewable(vm);

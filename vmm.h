@@ -558,7 +558,8 @@ struct vmm_restore_config {
  * its back end by its name.  Without that vmm_start() opens a disk by the path it
  * had, and consoles have no input and drop their output.  The guest finds a new
  * generation id, on which it reseeds its random numbers; its monotonic time goes
- * on from where it stood.  how may be NULL.
+ * on from where it stood.  how may be NULL.  From the second restore on a thread of
+ * the snapshot's keeps a KVM VM ready for the next one.
  *
  * VMM_EVERSION names what the snapshot needs and this host lacks.
  */

@@ -18,6 +18,7 @@
 #include <sys/types.h>
 
 #include "core/machine.h"
+#include "core/stock.h"
 #include "riscv/hart.h"
 #include "riscv/image.h"
 #include "riscv/isa.h"
@@ -106,6 +107,7 @@ struct vmm_snap {
 	uint32_t	nws;
 	int		learned;	/* that is not the file's */
 	int		kvm;		/* descriptor, for all machines of it, or -1 */
+	struct stock	stock;		/* of VMs */
 	int		no_renew;	/* atomic: this KVM cannot make vCPUs as new */
 	int		fits;		/* this host's vCPUs, which are so: */
 	struct hart_host host;

@@ -43,6 +43,7 @@ static struct vmm_snap *new_snap(struct vmm_error *err)
 		return NULL;
 	}
 	pthread_mutex_init(&s->lock, NULL);
+	stock_init(&s->stock);
 	s->refs = 1;
 	s->whole.fd = s->delta = s->kvm = -1;
 	return s;
@@ -82,6 +83,7 @@ void vmm_snap_free(struct vmm_snap *s)
 	free(s->zero);
 	if (s->delta >= 0)
 		close(s->delta);
+	stock_fini(&s->stock);
 	if (s->kvm >= 0)
 		close(s->kvm);
 	vmm_snap_free(s->base);

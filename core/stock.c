@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * stock.c - see stock.h.
+ */
+#include <errno.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "clock.h"
+#include "kvm.h"
+#include "stock.h"
+#include "thread.h"
+
+/* So long nobody has wanted one: a crowd of restores has the CPUs for itself. */
+#define STOCK_QUIET_NS	10000000u
+
+static void stock_wait(struct stock *s, uint64_t until_ns)
+{
+	struct timespec t = { (time_t)(until_ns / 1000000000), (long)(until_ns % 1000000000) };
+
+	pthread_cond_clockwait(&s->cond, &s->lock, CLOCK_MONOTONIC, &t);
+}
+
+static void *stock_main(void *arg)
+{
+	struct stock *s = arg;
+	int vm;
+
+	thread_name("vmm-stock");
+	pthread_mutex_lock(&s->lock);
+	while (!s->quit) {
+		if (!s->taken) {
+			pthread_cond_wait(&s->cond, &s->lock);
+		} else if (clock_ns() < s->taken_ns + STOCK_QUIET_NS) {
+			stock_wait(s, s->taken_ns + STOCK_QUIET_NS);
+		} else {
+			pthread_mutex_unlock(&s->lock);
+			vm = kvm_vm(s->kvm);
+			pthread_mutex_lock(&s->lock);
+			/* If there is none, who wants one tries, and is told why. */
+			s->vm = vm < 0 ? -1 : vm;
+			s->taken = 0;
+		}
+	}
+	pthread_mutex_unlock(&s->lock);
+	return NULL;
+}
+
+void stock_init(struct stock *s)
+{
+	*s = (struct stock){ .kvm = -1, .vm = -1 };
+	pthread_mutex_init(&s->lock, NULL);
+	pthread_cond_init(&s->cond, NULL);
+}
+
+int stock_take(struct stock *s, int kvm)
+{
+	pid_t pid = __atomic_load_n(&s->pid, __ATOMIC_RELAXED);
+	int vm;
+
+	if (pid && pid != getpid())
+		return kvm_vm(kvm);
+	pthread_mutex_lock(&s->lock);
+	vm = s->vm;
+	s->vm = -1;
+	s->taken = 1;
+	s->taken_ns = clock_ns();
+	if (s->kvm >= 0 && !s->pid && thread_start(&s->thread, stock_main, s) == 0)
+		__atomic_store_n(&s->pid, getpid(), __ATOMIC_RELAXED);
+	s->kvm = kvm;
+	pthread_cond_signal(&s->cond);
+	pthread_mutex_unlock(&s->lock);
+	return vm < 0 ? kvm_vm(kvm) : vm;
+}
+
+void stock_fini(struct stock *s)
+{
+	if (s->pid == getpid()) {
+		pthread_mutex_lock(&s->lock);
+		s->quit = 1;
+		pthread_cond_signal(&s->cond);
+		pthread_mutex_unlock(&s->lock);
+		pthread_join(s->thread, NULL);
+	}
+	if (s->vm >= 0)
+		close(s->vm);
+	if (!s->pid || s->pid == getpid()) {
+		pthread_cond_destroy(&s->cond);
+		pthread_mutex_destroy(&s->lock);
+	}
+}
