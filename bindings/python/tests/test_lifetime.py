@@ -144,7 +144,7 @@ def test_rounds(snap: vmm.Snapshot, kernel: Path) -> None:
     for _ in range(ROUNDS):
         one()
     gc.collect()
-    assert fds() <= before
+    assert fds() <= before + 1  # the snapshot's VM in stock, if it is there by now
     grown = rss() - size
     print(f"{ROUNDS} rounds: {grown} bytes more")
     assert grown < 2 * MiB
