@@ -138,9 +138,11 @@ const char *il_mount(const char *kind, unsigned int mib)
 
 /* ---- Conversations ------------------------------------------------------------- */
 
+static unsigned int serve_rest_ms;
+
 static void *serve_one(void *arg)
 {
-	struct peer p = { (int)(intptr_t)arg, "" };
+	struct peer p = { (int)(intptr_t)arg, "", serve_rest_ms };
 
 	pthread_detach(pthread_self());
 	if (peer_serve(&p))
@@ -160,10 +162,11 @@ static void *serve(void *arg)
 	return NULL;
 }
 
-void il_serve(int s)
+void il_serve(int s, unsigned int rest_ms)
 {
 	pthread_t t;
 
+	serve_rest_ms = rest_ms;
 	CHECK(pthread_create(&t, NULL, serve, (void *)(intptr_t)s) == 0);
 }
 

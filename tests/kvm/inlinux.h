@@ -56,8 +56,8 @@ const char *il_file(const char *dir, const char *name, uint64_t bytes);
  */
 const char *il_mount(const char *kind, unsigned int mib);
 
-/* From now on, answer what connects to this listening socket (peer.h). */
-void il_serve(int s);
+/* From now on, answer what connects to this listening socket (peer.h, of which rest_ms is). */
+void il_serve(int s, unsigned int rest_ms);
 
 /* Run a command of the host's shell; its exit status, and output up to cap. */
 int il_shell(char *out, size_t cap, const char *fmt, ...) __attribute__((format(printf, 3, 4)));

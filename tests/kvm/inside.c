@@ -113,7 +113,7 @@ static void start(pthread_t *t, void *(*fn)(void *arg), void *arg)
 
 static void *serve_one(void *arg)
 {
-	struct peer p = { (int)(intptr_t)arg, "" };
+	struct peer p = { (int)(intptr_t)arg, "", 0 };
 
 	pthread_detach(pthread_self());
 	if (peer_serve(&p))

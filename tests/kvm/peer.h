@@ -32,6 +32,7 @@ struct peer_ask {
 struct peer {
 	int		fd;
 	char		why[120];
+	unsigned int	rest_ms;	/* between the last byte and the half-close */
 };
 
 static inline int peer_bad(struct peer *p, const char *what, uint64_t at)
@@ -92,6 +93,7 @@ static inline int peer_send(struct peer *p, const struct peer_ask *a)
 		r = peer_write(p, buf, k);
 	}
 	free(buf);
+	usleep(p->rest_ms * 1000);
 	if (!r && shutdown(p->fd, SHUT_WR) < 0)
 		r = peer_bad(p, "shutdown", a->n);
 	return r;

@@ -53,19 +53,19 @@ static int tap_open(int flags)
 
 /* ---- The host's side of TCP -------------------------------------------------------- */
 
-static void serve_tcp(void)
+static void serve_tcp(unsigned int rest_ms)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(PORT) };
 	int s = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	CHECK(bind(s, (struct sockaddr *)&a, sizeof(a)) == 0 && listen(s, 10) == 0);
-	il_serve(s);
+	il_serve(s, rest_ms);
 }
 
-static void call_tcp(const char *host, uint32_t op, uint64_t n)
+static void call_tcp(const char *host, uint32_t op, uint64_t n, unsigned int rest_ms)
 {
 	struct sockaddr_in a = { .sin_family = AF_INET, .sin_port = htons(PORT + 1) };
-	struct peer p = { socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "" };
+	struct peer p = { socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), "", rest_ms };
 
 	CHECK(inet_pton(AF_INET, host, &a.sin_addr) == 1);
 	if (connect(p.fd, (struct sockaddr *)&a, sizeof(a)) < 0)
@@ -99,17 +99,17 @@ static void begin(const char *address, const char *host, const char *first)
 	il_new(&guest, script, 1, 256);
 }
 
-static void traffic(const char *where)
+static void traffic(const char *where, unsigned int rest_ms)
 {
 	uint64_t n = test_options.full ? 100u << 20 : 1u << 20, start = now_ms();
 
-	serve_tcp();
+	serve_tcp(rest_ms);
 	il_expect(&guest, "called", 900);
 	test_note("the guest's calls, %llu bytes each way: %llu ms", (unsigned long long)n,
 		  (unsigned long long)(now_ms() - start));
 	start = now_ms();
-	call_tcp(where, PEER_SINK, n);
-	call_tcp(where, PEER_SOURCE, n);
+	call_tcp(where, PEER_SINK, n, rest_ms);
+	call_tcp(where, PEER_SOURCE, n, rest_ms);
 	test_note("the host's: %llu ms", (unsigned long long)(now_ms() - start));
 	il_say(&guest, "go");
 	il_expect(&guest, "linked", 60);
@@ -128,7 +128,7 @@ static void tap(void)
 	CALL(vmm_add_net(guest.vm, "net", fd, NULL, &test_err));
 	close(fd);
 	il_start(&guest);
-	traffic("10.0.0.2");
+	traffic("10.0.0.2", 0);
 	CHECK(il_shell(NULL, 0, "PATH=$PATH:/usr/sbin:/sbin; ip link del tap0") == 0);
 	il_say(&guest, "go");
 	il_end(&guest, 120);
@@ -170,7 +170,12 @@ static void passt(void)
 	CALL(vmm_add_net(guest.vm, "net", fd, NULL, &test_err));
 	close(fd);
 	il_start(&guest);
-	traffic("127.0.0.1");
+	/*
+	 * Debian 13's passt (2025-05-03) drops frames that its socket has no room for, and sends data
+	 * again, but never a FIN (tcp_revert_seq(), TAP_FIN_SENT): now and then, on a busy host, the
+	 * guest waited for the end of a connection for ever.  So the end comes when all is quiet.
+	 */
+	traffic("127.0.0.1", 500);
 	kill(pid, SIGKILL);
 	il_say(&guest, "go");
 	il_end(&guest, 120);

@@ -83,7 +83,7 @@ static void busy(void)
 	CALL(vmm_add_blk(guest.vm, "far", far, VMM_DIRECT, &test_err));
 	CALL(vmm_add_vsock(guest.vm, 3, &test_err));
 	CALL(vmm_listen(guest.vm, PORT, &s, &test_err));
-	il_serve(s);
+	il_serve(s, 0);
 	il_start(&guest);
 	sleep_ms(500);
 	rounds("idle", 20);

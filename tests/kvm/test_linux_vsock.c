@@ -65,7 +65,7 @@ static void begin(const char *script)
 	il_new(&guest, script, 1, 256);
 	CALL(vmm_add_vsock(guest.vm, 42, &test_err));
 	CALL(vmm_listen(guest.vm, PORT, &s, &test_err));
-	il_serve(s);
+	il_serve(s, 0);
 	il_start(&guest);
 }
 
@@ -127,7 +127,7 @@ static void ends(void)
 		"! inside call vsock:77 1 1 sink 10 2>/tmp/why; grep -q reset /tmp/why\n"
 		"inside serve vsock:5000 & \n"
 		"hear\n";
-	struct peer p = { -1, "" };
+	struct peer p = { -1, "", 0 };
 	uint8_t buf[100];
 	int fd;
 
