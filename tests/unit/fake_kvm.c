@@ -25,6 +25,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
@@ -272,10 +273,21 @@ int kvm_enable(int fd, int cap)
 	return r;
 }
 
+/* Tests know which VM is the last, and how many there were: none is made unasked. */
+static int for_stock(void)
+{
+	char name[16] = "";
+
+	prctl(PR_GET_NAME, name);
+	return strcmp(name, "vmm-stock") == 0;
+}
+
 int kvm_vm(int kvm)
 {
 	int r;
 
+	if (for_stock() && !fake.stock)
+		return -ENOMEM;
 	FAULT();
 	pthread_mutex_lock(&lock);
 	if (find(kvm, SYSTEM, &r)) {

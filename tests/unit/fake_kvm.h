@@ -68,6 +68,7 @@ extern struct fake {
 	int		version;
 	int		open_errno;	/* of /dev/kvm; 0: it opens */
 	int		missing_cap;	/* a capability that is not there */
+	int		stock;		/* VMs may be made ahead (core/stock.h) */
 	int		aia;		/* there is an in-kernel AIA */
 	int		hgei;		/* guest interrupt files of a CPU */
 	int		narrow;		/* files in memory are 32 bits wide */

@@ -32,6 +32,7 @@ static void test_ahead(void **state)
 
 	(void)state;
 	assert_true(kvm >= 0);
+	fake.stock = 1;
 	stock_init(&s);
 	vm[0] = stock_take(&s, kvm);
 	assert_int_equal(s.pid, 0);		/* who wants one has no thread */
