@@ -512,8 +512,8 @@ VMM_API void vmm_snap_free(struct vmm_snap *snap);
 
 /*
  *	VMM_RESUME	the original is gone: keep its identity
- *	VMM_RECORD	note which pages of RAM the machine touches, and in what
- *			order, for vmm_snap_learn(); it is slow
+ *	VMM_RECORD	note which pages of RAM the machine touches, for
+ *			vmm_snap_learn(); it is slow
  *	VMM_POPULATE	map all of the working set now, and have threads ready:
  *			the restore takes longer, and the run that follows less.
  *			Pools always do so.

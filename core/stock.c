@@ -3,7 +3,6 @@
  * stock.c - see stock.h.
  */
 #include <errno.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -12,14 +11,7 @@
 #include "thread.h"
 
 /* So long nobody has wanted one: a crowd of restores has the CPUs for itself. */
-#define STOCK_QUIET_NS	10000000u
-
-static void stock_wait(struct stock *s, uint64_t until_ns)
-{
-	struct timespec t = { (time_t)(until_ns / 1000000000), (long)(until_ns % 1000000000) };
-
-	pthread_cond_clockwait(&s->cond, &s->lock, CLOCK_MONOTONIC, &t);
-}
+#define STOCK_QUIET_MS	10
 
 static void *stock_main(void *arg)
 {
@@ -29,17 +21,16 @@ static void *stock_main(void *arg)
 	thread_name("vmm-stock");
 	pthread_mutex_lock(&s->lock);
 	while (!s->quit) {
-		if (!s->taken) {
+		if (!s->wanted) {
 			pthread_cond_wait(&s->cond, &s->lock);
-		} else if (clock_ns() < s->taken_ns + STOCK_QUIET_NS) {
-			stock_wait(s, s->taken_ns + STOCK_QUIET_NS);
-		} else {
+		} else if (pthread_cond_clockwait(&s->cond, &s->lock, CLOCK_MONOTONIC,
+						  &s->when) == ETIMEDOUT) {
 			pthread_mutex_unlock(&s->lock);
 			vm = kvm_vm(s->kvm);
 			pthread_mutex_lock(&s->lock);
 			/* If there is none, who wants one tries, and is told why. */
 			s->vm = vm < 0 ? -1 : vm;
-			s->taken = 0;
+			s->wanted = 0;
 		}
 	}
 	pthread_mutex_unlock(&s->lock);
@@ -63,8 +54,8 @@ int stock_take(struct stock *s, int kvm)
 	pthread_mutex_lock(&s->lock);
 	vm = s->vm;
 	s->vm = -1;
-	s->taken = 1;
-	s->taken_ns = clock_ns();
+	s->wanted = 1;
+	clock_after(&s->when, STOCK_QUIET_MS);
 	if (s->kvm >= 0 && !s->pid && thread_start(&s->thread, stock_main, s) == 0)
 		__atomic_store_n(&s->pid, getpid(), __ATOMIC_RELAXED);
 	s->kvm = kvm;

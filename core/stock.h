@@ -10,8 +10,8 @@
 #define CORE_STOCK_H
 
 #include <pthread.h>
-#include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 struct stock {
 	pthread_mutex_t	lock;		/* what follows */
@@ -20,8 +20,8 @@ struct stock {
 	pid_t		pid;		/* whose thread, and VM; 0: there is none yet */
 	int		kvm;		/* to make it with */
 	int		vm;		/* or -1 */
-	int		taken;		/* one was, and this is not made yet; */
-	uint64_t	taken_ns;	/* the last, then */
+	int		wanted;		/* the next is to be made, */
+	struct timespec	when;		/* if until then none is taken */
 	int		quit;
 };
 

@@ -112,6 +112,13 @@ struct snap_ws_run {			/* pages of one frame: neighbours */
 	uint32_t	n;
 };
 
+/* Is b, of the working set's list, in the frame of the page before it that is
+   stored, which is a and the n-th of that? */
+static inline int snap_ws_joins(uint64_t a, uint64_t b, uint32_t n)
+{
+	return b >> SNAP_WS_SHIFT == (a >> SNAP_WS_SHIFT) + 1 && n < SNAP_CHUNK_PAGES;
+}
+
 struct snap_ws_view {
 	const uint64_t	*pages;
 	const struct snap_ws_frame *frames;
@@ -283,12 +290,6 @@ int snap_put_group(struct snap_out *o, const struct snap_entry *entries, uint32_
 		   const void *frames, size_t len, struct vmm_error *err);
 int snap_put_index(struct snap_out *o, const struct snap_entry *entries, uint32_t n,
 		   struct vmm_error *err);
-/* Is b, of the working set's list, in the frame of the page before it that is
-   stored, which is a and the n-th of that? */
-static inline int snap_ws_joins(uint64_t a, uint64_t b, uint32_t n)
-{
-	return b >> SNAP_WS_SHIFT == (a >> SNAP_WS_SHIFT) + 1 && n < SNAP_CHUNK_PAGES;
-}
 
 /* plain: the nws pages, in order.  snap_ws_tidy() has seen the list. */
 int snap_put_ws(struct snap_out *o, const uint64_t *ws, uint32_t nws, const uint8_t *plain,

@@ -459,10 +459,9 @@ static int snapopen_open_layers(struct snapfile *f, uint64_t used, const char *d
 static int snapopen_ws(struct snapfile *f, struct vmm_error *err)
 {
 	uint64_t off = f->footer.ws_off, pages = f->header->ram_size / SNAP_PAGE, last = 0;
-	uint64_t end = f->size - sizeof(f->footer);
+	uint64_t end = f->size - sizeof(f->footer), exact;
 	struct snap_ws_view *v = &f->ws;
 	struct snap_ws_head h;
-	uint64_t exact;
 	uint32_t i, n = 0;
 	size_t size;
 	int rc;

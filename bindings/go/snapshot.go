@@ -302,8 +302,7 @@ type RestoreFlags uint32
 // Flags of a restore.
 const (
 	RestoreResume RestoreFlags = C.VMM_RESUME // the original is gone: keep its identity
-	// Note which pages of RAM the machine touches, and in what order, for Learn;
-	// it is slow.
+	// Note which pages of RAM the machine touches, for Learn; it is slow.
 	RestoreRecord RestoreFlags = C.VMM_RECORD
 	// Map the working set now: the restore takes longer, and the run that follows
 	// less.  Pools always do so.

@@ -587,7 +587,7 @@ static void test_arguments(void **state)
 	assert_int_equal(read(fd, was, 6), 6);
 	close(fd);
 	assert_memory_equal(was, "was it", 6);
-	assert_in_range(fds(), before + 1, before + 2);	/* the snapshot has KVM open, and soon a VM */
+	assert_int_equal(fds(), before + 1);		/* the snapshot has KVM open */
 	vmm_snap_free(s);
 	vmm_free(vm);
 }
@@ -615,7 +615,7 @@ static void test_other_host(void **state)
 	assert_fails(vmm_restore(&a, s, NULL, &err), VMM_ENOTSUP, "no in-kernel AIA");
 	fake.aia = 1;
 	assert_null(a);
-	assert_in_range(fds(), before + 1, before + 2);	/* the snapshot has KVM open, and soon a VM */
+	assert_int_equal(fds(), before + 1);		/* the snapshot has KVM open */
 	a = cloned(s);
 	check(a);
 	vmm_free(a);
