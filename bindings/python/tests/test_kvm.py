@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import RAM, TOP, MiB
+from conftest import RAM, TOP, MiB, settled
 
 import vmm
 from vmm import EventType, State, aio
@@ -123,7 +123,7 @@ def test_ctrl_c_leaves_a_guest_that_can_go_on() -> None:
 
 
 @pytest.fixture(scope="module")
-def warm() -> Iterator[vmm.Snapshot]:
+def answering() -> Iterator[vmm.Snapshot]:
     if not PYTHON.exists():
         pytest.skip("no Python guest: tests/lab/setup python-guest")
     with vmm.Machine(
@@ -139,9 +139,18 @@ def warm() -> Iterator[vmm.Snapshot]:
         assert event.type == EventType.DOORBELL, event
         vm.pause()
         with vm.snapshot() as snap:
-            # From its first machine on a snapshot has KVM open.
+            # From its second machine on a snapshot has KVM open, and a thread.
             snap.restore().close()
+            snap.restore().close()
+            settled()
             yield snap
+
+
+@pytest.fixture
+def warm(answering: vmm.Snapshot) -> Iterator[vmm.Snapshot]:
+    """With its next VM made, before the test and after."""
+    yield answering
+    settled()
 
 
 def check(nonce: str, line: str | bytes) -> None:

@@ -10,12 +10,11 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import FAKE, NO_GUESTS, Guest, MiB, fds, image
+from conftest import FAKE, NO_GUESTS, Guest, MiB, fds, image, settled
 
 import vmm
 from vmm._core import obtain
@@ -123,15 +122,6 @@ def test_interrupted_when_it_is_done(snap: vmm.Snapshot) -> None:
         listen = interrupted(lib.vmm_listen)
         with pytest.raises(KeyboardInterrupt):
             obtain(os.close, out, listen, pointer, 1024, out)
-
-
-def settled() -> int:
-    """Descriptors, when there come no more: a snapshot's next VM takes 10 ms."""
-    last, now = -1, fds()
-    while now != last:
-        time.sleep(0.1)
-        last, now = now, fds()
-    return now
 
 
 def test_rounds(snap: vmm.Snapshot, kernel: Path) -> None:
