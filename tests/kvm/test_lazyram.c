@@ -663,7 +663,7 @@ static const struct test_case cases[] = {
 	{ "no-userfaultfd", no_userfaultfd, 120, 0 },
 	{ "descriptors-run-out", descriptors_run_out, 120, 0 },
 	{ "addresses-run-out", addresses_run_out, 300, 0 },
-	{ "nothing-is-left", nothing_is_left, 1800, 0 },
+	{ "nothing-is-left", nothing_is_left, 7200, 0 },
 };
 
 int main(int argc, char **argv)
