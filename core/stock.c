@@ -3,6 +3,7 @@
  * stock.c - see stock.h.
  */
 #include <errno.h>
+#include <string.h>
 #include <unistd.h>
 
 #include "clock.h"
@@ -12,26 +13,46 @@
 
 /* So long nobody has wanted one: a crowd of restores has the CPUs for itself. */
 #define STOCK_QUIET_MS	10
+/* So long nobody has taken the one there is: KVM tells it, too, of each page that a machine of
+   this process copies. */
+#define STOCK_KEEP_MS	1000
+
+/* With the lock held, which is let go meanwhile: make one that is wanted, else give up the one
+   that is not. */
+static void stock_change(struct stock *s)
+{
+	int kvm = s->kvm, vm = s->vm, wanted = s->wanted;
+
+	s->vm = -1;
+	pthread_mutex_unlock(&s->lock);
+	if (wanted)
+		vm = kvm_vm(kvm);
+	else
+		close(vm);
+	pthread_mutex_lock(&s->lock);
+	if (!wanted)
+		return;
+	/* If there is none, who wants one tries, and is told why. */
+	s->vm = vm < 0 ? -1 : vm;
+	s->wanted = 0;
+	clock_after(&s->when, STOCK_KEEP_MS);
+}
 
 static void *stock_main(void *arg)
 {
 	struct stock *s = arg;
-	int vm;
+	struct timespec when;
 
 	thread_name("vmm-stock");
 	pthread_mutex_lock(&s->lock);
 	while (!s->quit) {
-		if (!s->wanted) {
+		when = s->when;
+		if (!s->wanted && s->vm < 0)
 			pthread_cond_wait(&s->cond, &s->lock);
-		} else if (pthread_cond_clockwait(&s->cond, &s->lock, CLOCK_MONOTONIC,
-						  &s->when) == ETIMEDOUT) {
-			pthread_mutex_unlock(&s->lock);
-			vm = kvm_vm(s->kvm);
-			pthread_mutex_lock(&s->lock);
-			/* If there is none, who wants one tries, and is told why. */
-			s->vm = vm < 0 ? -1 : vm;
-			s->wanted = 0;
-		}
+		/* It may have been put off meanwhile. */
+		else if (pthread_cond_clockwait(&s->cond, &s->lock, CLOCK_MONOTONIC, &when) ==
+				 ETIMEDOUT && !memcmp(&when, &s->when, sizeof(when)))
+			stock_change(s);
 	}
 	pthread_mutex_unlock(&s->lock);
 	return NULL;
@@ -54,12 +75,14 @@ int stock_take(struct stock *s, int kvm)
 	pthread_mutex_lock(&s->lock);
 	vm = s->vm;
 	s->vm = -1;
-	s->wanted = 1;
 	clock_after(&s->when, STOCK_QUIET_MS);
 	if (s->kvm >= 0 && !s->pid && thread_start(&s->thread, stock_main, s) == 0)
 		__atomic_store_n(&s->pid, getpid(), __ATOMIC_RELAXED);
 	s->kvm = kvm;
-	pthread_cond_signal(&s->cond);
+	/* A thread that waits to make one finds out for itself that it is to wait longer. */
+	if (!s->wanted)
+		pthread_cond_signal(&s->cond);
+	s->wanted = 1;
 	pthread_mutex_unlock(&s->lock);
 	return vm < 0 ? kvm_vm(kvm) : vm;
 }

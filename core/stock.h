@@ -4,7 +4,8 @@
  *
  * KVM_CREATE_VM is half of a restore: 0.2 ms, and 1 ms where the process has many
  * mappings, since KVM takes the locks of all.  Whoever makes one machine after another
- * gets the next VM from a thread, which makes it when nobody wants one just now.
+ * gets the next VM from a thread, which makes it when nobody wants one just now, and
+ * gives it up when nobody has for a second.
  */
 #ifndef CORE_STOCK_H
 #define CORE_STOCK_H
@@ -20,7 +21,7 @@ struct stock {
 	pid_t		pid;		/* whose thread, and VM; 0: there is none yet */
 	int		kvm;		/* to make it with */
 	int		vm;		/* or -1 */
-	int		wanted;		/* the next is to be made, */
+	int		wanted;		/* the next is to be made, else vm to be given up, */
 	struct timespec	when;		/* if until then none is taken */
 	int		quit;
 };

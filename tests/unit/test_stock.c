@@ -11,12 +11,12 @@
 #include "../../core/stock.h"
 #include "fake_kvm.h"
 
-/* The VM that is there, within two seconds; -1: there is none. */
-static int waits(struct stock *s)
+/* Wait until there is a VM, or none any more: the VM; -1. */
+static int waits(struct stock *s, int there)
 {
-	int i, vm = -1;
+	int vm = there ? -1 : 0;
 
-	for (i = 0; i < 2000 && vm < 0; i++) {
+	while (there ? vm < 0 : vm >= 0) {
 		pthread_mutex_lock(&s->lock);
 		vm = s->vm;
 		pthread_mutex_unlock(&s->lock);
@@ -37,11 +37,11 @@ static void test_ahead(void **state)
 	vm[0] = stock_take(&s, kvm);
 	assert_int_equal(s.pid, 0);		/* who wants one has no thread */
 	vm[1] = stock_take(&s, kvm);
-	i = waits(&s);
+	i = waits(&s, 1);
 	assert_true(i >= 0 && vm[0] >= 0 && vm[1] >= 0 && i != vm[0] && i != vm[1]);
 	vm[2] = stock_take(&s, kvm);
 	assert_int_equal(vm[2], i);
-	assert_true(waits(&s) >= 0);
+	waits(&s, 1);
 	/* A child of fork() has what is its own. */
 	if (fork() == 0) {
 		i = stock_take(&s, kvm_open());
@@ -49,10 +49,19 @@ static void test_ahead(void **state)
 	}
 	assert_true(wait(&status) > 0);
 	assert_int_equal(status, 0);
+	/* Nobody wants it; then somebody does. */
+	i = s.vm;
+	assert_int_equal(waits(&s, 0), -1);
+	while (fcntl(i, F_GETFD) >= 0)
+		usleep(1000);
 	for (i = 0; i < 3; i++)
 		close(vm[i]);
+	vm[0] = stock_take(&s, kvm);
+	assert_true(vm[0] >= 0);
+	i = waits(&s, 1);
+	close(vm[0]);
 	stock_fini(&s);
-	assert_int_equal(fcntl(s.vm, F_GETFD), -1);
+	assert_int_equal(fcntl(i, F_GETFD), -1);
 	close(kvm);
 }
 
