@@ -52,7 +52,13 @@ int kvm_enable(int vm, int cap)
 
 int kvm_vm(int kvm)
 {
-	return kvm_call(kvm, KVM_CREATE_VM, NULL);
+	int vm;
+
+	/* It takes the locks of all mappings, and gives up when a signal comes meanwhile. */
+	do
+		vm = kvm_call(kvm, KVM_CREATE_VM, NULL);
+	while (vm == -EINTR);
+	return vm;
 }
 
 int kvm_slot(int vm, uint32_t slot, uint64_t gpa, uint64_t size, void *hva)
