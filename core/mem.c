@@ -687,7 +687,10 @@ int mem_release(struct mem *m, void *p, uint64_t len)
 {
 	int r;
 
-	if (m->kind == MEM_PRIVATE && madvise(p, len, MADV_DONTNEED) < 0)
+	/* Not while some of RAM is lacking: its source knows which pages we have. */
+	if (m->kind == MEM_PRIVATE &&
+	    !(m->source && __atomic_load_n(&m->source->lacking, __ATOMIC_ACQUIRE)) &&
+	    madvise(p, len, MADV_DONTNEED) < 0)
 		return -errno;
 	r = mem_discard(m, p, len);
 	return m->kind == MEM_PRIVATE ? 0 : r;
