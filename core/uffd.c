@@ -7,6 +7,7 @@
 #include <linux/userfaultfd.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -42,12 +43,22 @@ int uffd_open(void)
 
 int uffd_can_watch(int memfd)
 {
+	size_t page = (size_t)getpagesize();
 	struct stat st;
+	void *p;
+	int r;
 
 	/* shmem tells so the size of the pages that it would take. */
 	if (fstat(memfd, &st) < 0)
 		return -errno;
-	return st.st_blksize > getpagesize() ? -EOPNOTSUPP : 0;
+	if (st.st_blksize > getpagesize())
+		return -EOPNOTSUPP;
+	p = mmap(NULL, page, PROT_NONE, MAP_PRIVATE, memfd, 0);
+	if (p == MAP_FAILED)
+		return -errno;
+	r = madvise(p, page, MADV_DONTNEED) < 0 ? -EBUSY : 0;
+	munmap(p, page);
+	return r;
 }
 
 const char *uffd_note(int r)
@@ -56,6 +67,8 @@ const char *uffd_note(int r)
 		return "userfaultfd is permitted";
 	if (r == -EOPNOTSUPP)
 		return "this host puts memfds into huge pages (transparent_hugepage/shmem_enabled)";
+	if (r == -EBUSY)
+		return "memory of this process is locked as it is mapped (mlockall)";
 	if (r == -EPERM)
 		return "userfaultfd is not permitted: it takes access to /dev/userfaultfd, CAP_SYS_PTRACE, "
 		       "or vm.unprivileged_userfaultfd=1";
@@ -112,7 +125,7 @@ int uffd_copy(int uffd, void *page, const void *from, size_t len)
 
 	/* EAGAIN: the mappings of this process are just being changed. */
 	while (ioctl(uffd, UFFDIO_COPY, &c) < 0) {
-		if (errno == EEXIST)
+		if (errno == EEXIST && len == (size_t)getpagesize())
 			return uffd_wake(uffd, page, len);
 		if (errno != EAGAIN || c.copy > 0)
 			return -errno;

@@ -191,6 +191,21 @@ static int lazy_is_there(const struct snap_lazy *l, uint64_t chunk, uint32_t pag
 	return (__atomic_load_n(&l->there[chunk], __ATOMIC_ACQUIRE) & pages) == pages;
 }
 
+static uint32_t lazy_bit(uint64_t page)
+{
+	return 1u << page % SNAP_CHUNK_PAGES;
+}
+
+static int lazy_has_page(const struct snap_lazy *l, uint64_t page)
+{
+	return lazy_is_there(l, page / SNAP_CHUNK_PAGES, lazy_bit(page));
+}
+
+static void lazy_got_page(struct snap_lazy *l, uint64_t page)
+{
+	__atomic_fetch_or(&l->there[page / SNAP_CHUNK_PAGES], lazy_bit(page), __ATOMIC_RELEASE);
+}
+
 /* Decode a chunk into its place. */
 static int lazy_chunk(struct snap_lazy *l, struct lazy_hand *h, uint64_t chunk,
 		      struct vmm_error *err)
@@ -299,12 +314,15 @@ static int lazy_watch(struct mem_source *s, struct mem *m, struct vmm_error *err
 		return r < 0 ? r : 0;
 	pthread_mutex_lock(&l->lock);
 	if (!l->done) {
-		r = lazy_watch_file(l, m, uffd_watch);
+		/* Memory may be locked since the snapshot was opened: such a view has its pages. */
+		r = uffd_can_watch(s->fd);
+		if (r == 0)
+			r = lazy_watch_file(l, m, uffd_watch);
 		m->next = l->views;
 		l->views = m;
 	}
 	pthread_mutex_unlock(&l->lock);
-	return r < 0 ? fail_sys(err, -r, "userfaultfd on guest RAM") : 0;
+	return r < 0 ? fail(err, VMM_ENOTSUP, "guest RAM cannot be watched: %s", uffd_note(r)) : 0;
 }
 
 /* The mapping goes, or is replaced: that ends the watch. */
@@ -354,8 +372,7 @@ static void lazy_serve(struct snap_lazy *l, const struct uffd_fault *fault)
 		uffd_wake(l->uffd, fault->page, SNAP_PAGE);
 		return;
 	}
-	rc = lazy_demand(l, page / SNAP_CHUNK_PAGES, 1u << page % SNAP_CHUNK_PAGES,
-			 &err);
+	rc = lazy_demand(l, page / SNAP_CHUNK_PAGES, lazy_bit(page), &err);
 	pthread_mutex_lock(&l->lock);
 	m = lazy_view(l, fault->page);
 	if (m)
@@ -432,8 +449,7 @@ static int lazy_put_frame(struct snap_lazy *l, struct lazy_hand *h, struct vmm_e
 	uint64_t page;
 
 	for (page = run->page; page < run->page + run->n && rc == 0; page++)
-		__atomic_fetch_or(&l->there[page / SNAP_CHUNK_PAGES],
-				  1u << page % SNAP_CHUNK_PAGES, __ATOMIC_RELEASE);
+		lazy_got_page(l, page);
 	return rc;
 }
 
@@ -462,20 +478,16 @@ static int lazy_put_ws_zero(struct snap_lazy *l, struct lazy_hand *h, struct vmm
 	(void)err;
 	for (i = 0; i < ws->npages; i++) {
 		page = ws->pages[i] >> SNAP_WS_SHIFT;
-		if (ws->pages[i] & SNAP_WS_ZERO &&
-		    !lazy_is_there(l, page / SNAP_CHUNK_PAGES, 1u << page % SNAP_CHUNK_PAGES) &&
+		if (ws->pages[i] & SNAP_WS_ZERO && !lazy_has_page(l, page) &&
 		    fallocate(l->source.fd, 0, (off_t)(page * SNAP_PAGE), SNAP_PAGE) == 0)
-			__atomic_fetch_or(&l->there[page / SNAP_CHUNK_PAGES],
-					  1u << page % SNAP_CHUNK_PAGES, __ATOMIC_RELEASE);
+			lazy_got_page(l, page);
 	}
 	return 0;
 }
 
 static void lazy_work_ws(struct snap_lazy *l, struct lazy_hand *h)
 {
-	struct vmm_error err;
 	uint32_t frame;
-	int rc;
 
 	for (;;) {
 		frame = __atomic_fetch_add(&l->next_ws, 1, __ATOMIC_RELAXED);
@@ -483,10 +495,8 @@ static void lazy_work_ws(struct snap_lazy *l, struct lazy_hand *h)
 			lazy_put(l, h, lazy_put_ws_zero, NULL);
 		if (frame >= l->f->ws.nframes)
 			return;
-		/* Its pages are in the chunks, too: this is not the end. */
-		rc = lazy_ws_frame(l, h, frame, &err);
-		if (rc)
-			lazy_failed(l, rc, &err);
+		/* If that fails: its pages are in the chunks, too. */
+		lazy_ws_frame(l, h, frame, NULL);
 	}
 }
 
@@ -732,23 +742,15 @@ struct mem_source *snap_lazy_source(struct snap_lazy *l)
 
 static void lazy_is_own(struct snap_lazy *l, uint64_t page)
 {
-	l->firsts[page / SNAP_CHUNK_PAGES] |= (uint16_t)(1u << page % SNAP_CHUNK_PAGES);
+	l->firsts[page / SNAP_CHUNK_PAGES] |= (uint16_t)lazy_bit(page);
 }
 
-/* The frames of the working set, mapped for the kernel to copy from; nobody else looks: where the
-   file has been cut short that is an error, and no SIGBUS.  NULL: they cannot be mapped. */
-static const uint8_t *lazy_map_ws(const struct snapfile *f, size_t *size)
+/* The file, mapped for the kernel to copy from; nobody else looks: where it has been cut short that
+   is an error, and no SIGBUS.  NULL: it cannot be mapped. */
+static const uint8_t *lazy_map(const struct snapfile *f)
 {
-	const struct snap_ws_view *ws = &f->ws;
-	uint64_t from, end;
-	void *p;
+	void *p = mmap(NULL, f->size, PROT_READ, MAP_PRIVATE, f->fd, 0);
 
-	if (!ws->nframes)
-		return NULL;
-	from = ws->frames[0].off & ~(uint64_t)(getpagesize() - 1);
-	end = ws->frames[ws->nframes - 1].off + ws->frames[ws->nframes - 1].len;
-	*size = (size_t)(end - from);
-	p = mmap(NULL, *size, PROT_READ, MAP_PRIVATE, f->fd, (off_t)from);
 	return p == MAP_FAILED ? NULL : p;
 }
 
@@ -760,7 +762,7 @@ static const uint8_t *lazy_map_ws(const struct snapfile *f, size_t *size)
 static int lazy_own_frame(struct snap_lazy *l, struct mem *m, struct lazy_hand *h, uint32_t frame,
 			  const uint8_t *map)
 {
-	const struct snap_ws_frame *w = &l->f->ws.frames[frame], *first = l->f->ws.frames;
+	const struct snap_ws_frame *w = &l->f->ws.frames[frame];
 	const struct snap_ws_run *run = &l->f->ws.runs[frame];
 	size_t len = run->n * SNAP_PAGE;
 	uint8_t *to = m->hva + run->page * SNAP_PAGE;
@@ -768,8 +770,7 @@ static int lazy_own_frame(struct snap_lazy *l, struct mem *m, struct lazy_hand *
 	uint64_t page;
 
 	if (map && w->len == SNAP_RAW_HEAD + len)
-		plain = map + first->off % (uint64_t)getpagesize() + (w->off - first->off) +
-			SNAP_RAW_HEAD;
+		plain = map + w->off + SNAP_RAW_HEAD;
 	else if (snapfile_decode_ws(l->f, &h->decoder, frame, &plain, NULL))
 		return 0;
 	if (uffd_copy(l->uffd, to, plain, len) < 0 || snap_hash(to, len) != w->hash) {
@@ -812,7 +813,7 @@ static int lazy_frame_is_there(const struct snap_lazy *l, uint32_t frame)
 	uint64_t page;
 
 	for (page = run->page; page < run->page + run->n; page++)
-		if (!lazy_is_there(l, page / SNAP_CHUNK_PAGES, 1u << page % SNAP_CHUNK_PAGES))
+		if (!lazy_has_page(l, page))
 			return 0;
 	return 1;
 }
@@ -820,22 +821,21 @@ static int lazy_frame_is_there(const struct snap_lazy *l, uint32_t frame)
 /* All of it, into the first machine's view.  0: some is lacking there. */
 static int lazy_own_all(struct snap_lazy *l, struct mem *m, struct lazy_hand *h)
 {
-	size_t size = 0;
-	const uint8_t *map = lazy_map_ws(l->f, &size);
+	const uint8_t *map = lazy_map(l->f);
 	uint32_t frame;
 	int own = 1;
 
 	for (frame = 0; frame < l->f->ws.nframes; frame++)
 		own &= lazy_own_frame(l, m, h, frame, map);
 	if (map)
-		munmap((void *)(uintptr_t)map, size);
+		munmap((void *)(uintptr_t)map, l->f->size);
 	lazy_own_zero(l, m);
 	return own;
 }
 
 int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
 {
-	struct lazy_hand h = { 0 };
+	struct lazy_hand h = { 0 };	/* for frames, which need no chunk */
 	uint32_t frame;
 	int first, own = 0;
 
@@ -843,7 +843,7 @@ int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
 	if (m && __atomic_load_n(&l->first, __ATOMIC_ACQUIRE) == m)
 		__atomic_store_n(&l->first, NULL, __ATOMIC_RELEASE);
 	if (!l->f->ws.npages || !__atomic_load_n(&l->source.lacking, __ATOMIC_ACQUIRE) ||
-	    lazy_hand_init(&h, NULL))
+	    snap_decoder_init(&h.decoder, NULL))
 		return 0;
 	first = m && !__atomic_exchange_n(&l->served, 1, __ATOMIC_ACQ_REL);
 	if (first)
@@ -860,7 +860,7 @@ int snap_lazy_ready(struct snap_lazy *l, struct mem *m)
 				lazy_ws_frame(l, &h, frame, NULL);
 		lazy_leave(l);
 	}
-	lazy_hand_fini(&h);
+	snap_decoder_fini(&h.decoder);
 	return own;
 }
 

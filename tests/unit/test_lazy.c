@@ -6,8 +6,10 @@
 #include "snaptest.h"
 
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include "../../core/uffd.h"
 #include "../../snapshot/snaplazy.h"
@@ -16,10 +18,13 @@
 
 static struct ram ram;
 
+static void hold(int on);
+
 static int setup(void **state)
 {
 	int fd = uffd_open();
 
+	hold(0);			/* whatever a test before left */
 	enter_tmpdir(state);
 	ram = ram_new(SIZE + MEM_TAIL);
 	ram_mix(&ram, 5);
@@ -179,6 +184,7 @@ static void test_views(void **state)
 static void test_starved(void **state)
 {
 	struct toucher t[2] = { 0 };
+	uint64_t waits = 0;
 	struct snapfile *f;
 	struct snap_lazy *l;
 	unsigned int i;
@@ -200,8 +206,10 @@ static void test_starved(void **state)
 	for (i = 0; i < 2; i++) {
 		pthread_join(t[i].thread, &wrong);
 		assert_null(wrong);
-		assert_true(__atomic_load_n(&t[i].m.waits, __ATOMIC_RELAXED) > 0);
+		waits += __atomic_load_n(&t[i].m.waits, __ATOMIC_RELAXED);
 	}
+	/* The second may have come when all had been touched. */
+	assert_true(waits > 0);
 	assert_int_equal(snap_lazy_source(l)->lacking, 1);
 	hold(0);
 	OK(snap_lazy_finish(l, &e_));
@@ -362,6 +370,9 @@ static void test_ws_damaged(void **state)
 				    20 * SNAP_PAGE);
 		assert_int_equal(m.waits > 0, pass < 2);
 		hold(0);
+		/* RAM is whole all the same. */
+		if (pass != 1)
+			OK(snap_lazy_finish(l, &e_));
 		mem_fini(&m);
 		snap_lazy_free(l);
 		snapfile_close(f);
@@ -515,6 +526,42 @@ static void test_truncated(void **state)
 	snapfile_close(f);
 }
 
+/* In a process that locks what it maps a view would have pages before it is watched: wrong ones.
+   The system call, as sanitizers leave the function out.  77: it may not. */
+static int locked(void)
+{
+	struct mem m = { 0 };
+	struct snapfile *f = open_file("file");
+	struct vmm_error err;
+	struct snap_lazy *l;
+	int r;
+
+	hold(1);
+	l = lazy(f, 1);
+	if (syscall(SYS_mlockall, MCL_FUTURE | MCL_ONFAULT) < 0)
+		return 77;
+	r = mem_init_private(&m, 0x80000000, SIZE, snap_lazy_source(l), &err);
+	if (r != VMM_ENOTSUP || !strstr(err.message, "locked"))
+		return 1;
+	r = snap_lazy_new(&l, f, ram.size, 1, &err);
+	return r != VMM_ENOTSUP || !strstr(err.message, "locked");
+}
+
+static void test_locked(void **state)
+{
+	int status;
+
+	(void)state;
+	may_skip();
+	write_ram("file", &ram, NULL);
+	if (fork() == 0)
+		_exit(locked());
+	assert_true(wait(&status) > 0);
+	if (WEXITSTATUS(status) == 77)
+		skip();
+	assert_int_equal(status, 0);
+}
+
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
@@ -527,6 +574,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_damage, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_populate, setup, teardown),
 		cmocka_unit_test_setup_teardown(test_truncated, setup, teardown),
+		cmocka_unit_test_setup_teardown(test_locked, setup, teardown),
 	};
 
 	alarm(240);
