@@ -498,16 +498,9 @@ int vmm_snap_send(struct vmm_snap *snap, int fd, const struct vmm_write_config *
 	return write_snap(snap, NULL, fd, how, err);
 }
 
-static int warm_order(const void *a, const void *b)
-{
-	const uint64_t *x = a, *y = b;
-
-	return (*x > *y) - (*x < *y);
-}
-
 /* Runs of pages that are to be mapped alike; what is zero and only read costs
    nothing until it is read. */
-static void find_warm(struct vmm_snap *s, uint64_t *sorted)
+static void find_warm(struct vmm_snap *s)
 {
 	struct mem_warm *w = NULL;
 	uint64_t off;
@@ -516,9 +509,9 @@ static void find_warm(struct vmm_snap *s, uint64_t *sorted)
 
 	s->nwarm = 0;
 	for (i = 0; i < s->nws; i++) {
-		write = !!(sorted[i] & SNAP_WS_WRITE);
-		off = (sorted[i] >> SNAP_WS_SHIFT) * SNAP_PAGE;
-		if (sorted[i] & SNAP_WS_ZERO && !write)
+		write = !!(s->ws[i] & SNAP_WS_WRITE);
+		off = (s->ws[i] >> SNAP_WS_SHIFT) * SNAP_PAGE;
+		if (s->ws[i] & SNAP_WS_ZERO && !write)
 			continue;
 		if (w && w->off + w->len == off && w->write == write) {
 			w->len += SNAP_PAGE;
@@ -529,25 +522,20 @@ static void find_warm(struct vmm_snap *s, uint64_t *sorted)
 	}
 }
 
-/* The working set of s is this; pages lie in its RAM, as the file's do. */
+/* The working set of s is this, by address; pages lie in its RAM, as the file's do. */
 static int set_ws(struct vmm_snap *s, const uint64_t *ws, uint32_t n, int learned,
 		  struct vmm_error *err)
 {
 	uint64_t *copy = malloc(((size_t)n + 1) * sizeof(*copy));
-	uint64_t *sorted = malloc(((size_t)n + 1) * sizeof(*sorted));
 	struct mem_warm *warm = malloc(((size_t)n + 1) * sizeof(*warm));
 
-	if (!copy || !sorted || !warm) {
+	if (!copy || !warm) {
 		free(copy);
-		free(sorted);
 		free(warm);
 		return fail(err, VMM_ENOMEM, "a working set");
 	}
-	if (n) {
+	if (n)
 		memcpy(copy, ws, n * sizeof(*copy));
-		memcpy(sorted, ws, n * sizeof(*copy));
-	}
-	qsort(sorted, n, sizeof(*sorted), warm_order);
 	pthread_mutex_lock(&s->lock);
 	free(s->ws);
 	free(s->warm);
@@ -555,9 +543,8 @@ static int set_ws(struct vmm_snap *s, const uint64_t *ws, uint32_t n, int learne
 	s->nws = n;
 	s->learned = learned;
 	s->warm = warm;
-	find_warm(s, sorted);
+	find_warm(s);
 	pthread_mutex_unlock(&s->lock);
-	free(sorted);
 	return 0;
 }
 
@@ -626,7 +613,7 @@ int vmm_snap_verify(const char *path, struct vmm_error *err)
 
 int vmm_snap_learn(struct vmm_snap *s, struct vmm *vm, struct vmm_error *err)
 {
-	uint64_t *ws = NULL;
+	uint64_t *ws = NULL, *list = NULL;
 	uint32_t n;
 	int rc;
 
@@ -643,7 +630,10 @@ int vmm_snap_learn(struct vmm_snap *s, struct vmm *vm, struct vmm_error *err)
 		rc = snap_trace_read(vm->trace, &ws, &n, err);
 	vm_leave(vm, rc);
 	if (rc == 0)
-		rc = set_ws(s, ws, n, 1, err);
+		rc = snap_ws_tidy(ws, n, s->size / SNAP_PAGE, &list, &n, err);
+	if (rc == 0)
+		rc = set_ws(s, list, n, 1, err);
+	free(list);
 	free(ws);
 	return rc;
 }

@@ -381,6 +381,57 @@ static int snapfill_walk(const struct snapfile *f, struct vmm_error *err)
 	return 0;
 }
 
+/* Is the working set what RAM is?  Only it lies outside the file's identity. */
+static int snapfill_same(const struct snapfile *f, struct snap_decoder *d, struct snap_decoder *ws,
+			 uint8_t *chunk, struct vmm_error *err)
+{
+	const struct snap_ws_view *v = &f->ws;
+	const uint8_t *plain = NULL, *page;
+	uint64_t have = UINT64_MAX, no;
+	uint32_t i, run = 0, at = 0;
+	int rc = 0;
+
+	for (i = 0; i < v->npages && !rc; i++) {
+		no = v->pages[i] >> SNAP_WS_SHIFT;
+		page = chunk + no % SNAP_CHUNK_PAGES * SNAP_PAGE;
+		if (no / SNAP_CHUNK_PAGES != have) {
+			have = no / SNAP_CHUNK_PAGES;
+			rc = snapfile_decode(f, d, have, chunk, err);
+		}
+		if (!rc && !(v->pages[i] & SNAP_WS_ZERO) && at == 0)
+			rc = snapfile_decode_ws(f, ws, run, &plain, err);
+		if (rc)
+			break;
+		if (v->pages[i] & SNAP_WS_ZERO ? !snap_is_zero(page)
+					       : memcmp(plain + at * SNAP_PAGE, page, SNAP_PAGE))
+			return fail(err, VMM_EFORMAT,
+				    "%s: page %llu of RAM is another in the working set", f->name,
+				    (unsigned long long)no);
+		if (!(v->pages[i] & SNAP_WS_ZERO) && ++at == v->runs[run].n) {
+			at = 0;
+			run++;
+		}
+	}
+	return rc;
+}
+
+static int snapfill_check_ws(const struct snapfile *f, struct vmm_error *err)
+{
+	struct snap_decoder d = { 0 }, ws = { 0 };
+	uint8_t *chunk = malloc(SNAP_CHUNK);
+	int rc;
+
+	rc = chunk ? snap_decoder_init(&d, err) : fail(err, VMM_ENOMEM, "%s: out of memory", f->name);
+	if (!rc)
+		rc = snap_decoder_init(&ws, err);
+	if (!rc)
+		rc = snapfill_same(f, &d, &ws, chunk, err);
+	snap_decoder_fini(&d);
+	snap_decoder_fini(&ws);
+	free(chunk);
+	return rc;
+}
+
 int snapfile_verify(const struct snapfile *f, unsigned int threads, struct vmm_error *err)
 {
 	int rc = snapfill_walk(f, err);
@@ -388,7 +439,7 @@ int snapfile_verify(const struct snapfile *f, unsigned int threads, struct vmm_e
 	if (!rc)
 		rc = snapfile_fill(f, -1, NULL, threads, err);
 	if (!rc)
-		rc = snapfile_fill_ws(f, -1, NULL, threads, err);
+		rc = snapfill_check_ws(f, err);
 	return rc;
 }
 

@@ -67,39 +67,48 @@ static int snapmerge_groups(struct snap_out *o, const struct snapfile *f, const 
 	return rc;
 }
 
-/* The working set of f once more. */
-static int snapmerge_ws(struct snap_out *o, const struct snapfile *f, struct vmm_error *err)
+/* The n pages of the list, which is by address, out of the RAM of f. */
+static int snapmerge_pages(const struct snapfile *f, const uint64_t *list, uint32_t n,
+			   uint8_t *plain, struct vmm_error *err)
 {
-	uint64_t *list = malloc(((size_t)f->ws.npages + 1) * sizeof(*list));
-	uint8_t *plain = calloc((size_t)f->ws.npages + 1, SNAP_PAGE);
-	const struct snap_ws_run *run = f->ws.runs;
-	const uint8_t *pages = NULL;
+	uint8_t *chunk = malloc(SNAP_CHUNK);
 	struct snap_decoder d = { 0 };
-	uint32_t i, at = 0;
+	uint64_t have = UINT64_MAX, page;
+	uint32_t i;
 	int rc;
 
-	if (!plain || !list)
-		rc = fail(err, VMM_ENOMEM, "%s: out of memory", o->name);
-	else
-		rc = snap_decoder_init(&d, err);
-	for (i = 0; i < f->ws.npages && !rc; i++) {
-		list[i] = f->ws.pages[i] & ~SNAP_WS_ZERO;
-		if (f->ws.pages[i] & SNAP_WS_ZERO)
-			continue;
-		if (at == 0)
-			rc = snapfile_decode_ws(f, &d, (uint32_t)(run - f->ws.runs), &pages, err);
-		if (!rc)
-			memcpy(plain + (size_t)i * SNAP_PAGE, pages + at * SNAP_PAGE, SNAP_PAGE);
-		if (++at == run->n) {
-			at = 0;
-			run++;
+	rc = chunk ? snap_decoder_init(&d, err) : fail(err, VMM_ENOMEM, "%s: out of memory", f->name);
+	for (i = 0; i < n && !rc; i++) {
+		page = list[i] >> SNAP_WS_SHIFT;
+		if (page / SNAP_CHUNK_PAGES != have) {
+			have = page / SNAP_CHUNK_PAGES;
+			rc = snapfile_decode(f, &d, have, chunk, err);
 		}
+		memcpy(plain + (size_t)i * SNAP_PAGE, chunk + page % SNAP_CHUNK_PAGES * SNAP_PAGE,
+		       SNAP_PAGE);
 	}
-	if (!rc)
-		rc = snap_put_ws(o, list, f->ws.npages, plain, err);
 	snap_decoder_fini(&d);
-	free(plain);
+	free(chunk);
+	return rc;
+}
+
+static int snapmerge_ws(struct snap_out *o, const struct snapfile *f, const uint64_t *ws,
+			uint32_t nws, struct vmm_error *err)
+{
+	uint8_t *plain = NULL;
+	uint64_t *list;
+	uint32_t n;
+	int rc = snap_ws_tidy(ws, nws, f->header->ram_size / SNAP_PAGE, &list, &n, err);
+
+	if (!rc && n) {
+		plain = malloc((size_t)n * SNAP_PAGE);
+		rc = plain ? snapmerge_pages(f, list, n, plain, err)
+			   : fail(err, VMM_ENOMEM, "%s: out of memory", o->name);
+		if (!rc)
+			rc = snap_put_ws(o, list, n, plain, err);
+	}
 	free(list);
+	free(plain);
 	return rc;
 }
 
@@ -135,8 +144,8 @@ static int snapmerge_all(struct snap_out *o, const struct snapfile *f, const str
 		rc = snapmerge_groups(o, f, owner, entries, how, err);
 	if (!rc)
 		rc = snap_put_index(o, entries, f->nentries, err);
-	if (!rc && f->ws.npages)
-		rc = snapmerge_ws(o, f, err);
+	if (!rc)
+		rc = snapmerge_ws(o, f, f->ws.pages, f->ws.npages, err);
 	if (!rc)
 		rc = snap_put_footer(o, err);
 	free(entries);
@@ -156,75 +165,18 @@ int snapfile_merge(const struct snapfile *f, const char *path, const struct snap
 
 /* ---- Learn -------------------------------------------------------------- */
 
-struct snapmerge_page {
-	uint64_t	page;
-	uint32_t	at;		/* in the list */
-};
-
-static int snapmerge_compare(const void *a, const void *b)
-{
-	const struct snapmerge_page *x = a, *y = b;
-
-	return x->page < y->page ? -1 : x->page > y->page;
-}
-
-/* The n pages of the list, in its order, each chunk decoded once. */
-static int snapmerge_pages(const struct snapfile *f, const uint64_t *list, uint32_t n,
-			   uint8_t *plain, struct vmm_error *err)
-{
-	struct snapmerge_page *p = malloc(((size_t)n + 1) * sizeof(*p));
-	uint8_t *chunk = malloc(SNAP_CHUNK);
-	struct snap_decoder d = { 0 };
-	uint64_t have = UINT64_MAX;
-	uint32_t i;
-	int rc;
-
-	rc = p && chunk ? snap_decoder_init(&d, err)
-			: fail(err, VMM_ENOMEM, "%s: out of memory", f->name);
-	for (i = 0; i < n && !rc; i++) {
-		p[i].page = list[i] >> SNAP_WS_SHIFT;
-		p[i].at = i;
-	}
-	if (!rc)
-		qsort(p, n, sizeof(*p), snapmerge_compare);
-	for (i = 0; i < n && !rc; i++) {
-		if (p[i].page / SNAP_CHUNK_PAGES != have) {
-			have = p[i].page / SNAP_CHUNK_PAGES;
-			rc = snapfile_decode(f, &d, have, chunk, err);
-		}
-		memcpy(plain + (size_t)p[i].at * SNAP_PAGE,
-		       chunk + p[i].page % SNAP_CHUNK_PAGES * SNAP_PAGE, SNAP_PAGE);
-	}
-	snap_decoder_fini(&d);
-	free(chunk);
-	free(p);
-	return rc;
-}
-
 static int snapmerge_learn(struct snap_out *o, const struct snapfile *f, const uint64_t *ws,
 			   uint32_t nws, struct vmm_error *err)
 {
-	uint64_t *list = NULL;
-	uint8_t *plain = NULL;
-	uint32_t n;
 	int rc;
 
 	o->footer = f->footer;
 	o->footer.ws_off = o->footer.ws_size = 0;
 	rc = snap_out_copy(o, f, f->footer.index_off + f->footer.index_size, err);
 	if (!rc)
-		rc = snap_ws_tidy(ws, nws, f->header->ram_size / SNAP_PAGE, &list, &n, err);
-	if (!rc && n) {
-		plain = malloc((size_t)n * SNAP_PAGE);
-		rc = plain ? snapmerge_pages(f, list, n, plain, err)
-			   : fail(err, VMM_ENOMEM, "%s: out of memory", o->name);
-		if (!rc)
-			rc = snap_put_ws(o, list, n, plain, err);
-	}
+		rc = snapmerge_ws(o, f, ws, nws, err);
 	if (!rc)
 		rc = snap_put_footer(o, err);
-	free(list);
-	free(plain);
 	return rc;
 }
 

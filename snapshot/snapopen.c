@@ -488,6 +488,7 @@ static int snapopen_ws(struct snapfile *f, struct vmm_error *err)
 		return fail(err, VMM_ENOMEM, "%s: out of memory", f->name);
 	for (i = 0; i < v->npages; i++) {
 		if (v->pages[i] >> SNAP_WS_SHIFT >= pages ||
+		    (i && v->pages[i] >> SNAP_WS_SHIFT <= v->pages[i - 1] >> SNAP_WS_SHIFT) ||
 		    (v->pages[i] & ((1u << SNAP_WS_SHIFT) - 1) & ~(SNAP_WS_WRITE | SNAP_WS_ZERO)))
 			goto bad;
 		if (v->pages[i] & SNAP_WS_ZERO)

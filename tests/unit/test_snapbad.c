@@ -339,6 +339,9 @@ static void test_mangle(void **state)
 		{ WS, 24, 8, 3 << 8, VMM_EFORMAT, "malformed working set" },
 		{ WS, 40, 8, 5 << 8 | 2, 0, "" },
 		{ WS, 40, 8, 5 << 8, VMM_EFORMAT, "malformed working set" },
+		{ WS, 40, 8, 2, VMM_EFORMAT, "malformed working set" },
+		{ WS, 40, 8, 2 << 8 | 2, VMM_EFORMAT, "malformed working set" },
+		{ WS, 40, 8, 16 << 8 | 2, VMM_EFORMAT, "page 16 of RAM is another in the working set" },
 		{ WS, 48, 8, 0, VMM_EFORMAT, "malformed working set" },
 		{ WS, 56, 4, 0, VMM_EFORMAT, "malformed working set" },
 		{ WS, 56, 4, 8201, VMM_EFORMAT, "malformed working set" },
@@ -353,6 +356,7 @@ static void test_mangle(void **state)
 	struct vmm_error err;
 	struct bytes good, b;
 	size_t i, at;
+	uint64_t h;
 
 	(void)state;
 	write_tiny("tiny");
@@ -373,6 +377,16 @@ static void test_mangle(void **state)
 	rehash_frame(&b, 0);
 	assert_int_equal(try_bytes(&b, b.n, &err), VMM_EFORMAT);
 	assert_non_null(strstr(err.message, "not of one file"));
+	bytes_free(&b);
+	/* Pages in the working set that are not RAM's: nothing else of the file tells. */
+	b = bytes_copy(&good);
+	at = b.ws + size_at(&b, b.ws) + SNAP_RAW_HEAD;
+	b.p[at + SNAP_PAGE] ^= 1;
+	h = XXH64(b.p + at, 2 * SNAP_PAGE, 0);
+	memcpy(b.p + b.ws + 64, &h, 8);
+	rehash(&b);
+	assert_int_equal(try_bytes(&b, b.n, &err), VMM_EFORMAT);
+	assert_non_null(strstr(err.message, "page 2 of RAM is another in the working set"));
 	bytes_free(&b);
 	/* Bytes behind the end. */
 	b = bytes_copy(&good);
