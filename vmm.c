@@ -532,6 +532,23 @@ static int boot(struct vmm *vm, struct vmm_error *err)
 	return rc < 0 ? fail_sys(err, -rc, "boot registers") : 0;
 }
 
+/* Nothing comes to devices from here on, and no request is in flight.  What they write has no
+   signals, as on the I/O thread. */
+static void hold_devices(struct vmm *vm)
+{
+	struct device *d;
+	sigset_t before;
+
+	loop_hold(&vm->m.loop);
+	thread_hold(&before);
+	loop_lock(&vm->m.loop);
+	for (d = vm->m.devices; d; d = d->next)
+		if (d->ops->quiesce)
+			d->ops->quiesce(d);
+	loop_unlock(&vm->m.loop);
+	thread_release(&before, 1);
+}
+
 int vmm_start(struct vmm *vm, struct vmm_error *err)
 {
 	int rc = vm_enter(vm, err), state;
@@ -546,9 +563,12 @@ int vmm_start(struct vmm *vm, struct vmm_error *err)
 	state = machine_state(&vm->m);
 	if (state == VMM_NEW && !vm->snap)
 		rc = boot(vm, err);
+	/* Calls that ask devices may be on their way in other threads. */
+	loop_lock(&vm->m.loop);
 	for (d = vm->m.devices; d && rc == 0 && vm->snap && state == VMM_NEW; d = d->next)
 		if (transport_virtio(d))
 			rc = transport_open(d, err);
+	loop_unlock(&vm->m.loop);
 	if (rc)
 		return vm_leave(vm, rc);
 	if (state == VMM_PAUSED)
@@ -570,7 +590,7 @@ int vmm_start(struct vmm *vm, struct vmm_error *err)
 	if (rc && state == VMM_NEW)
 		loop_stop(&vm->m.loop);
 	else if (rc)
-		loop_hold(&vm->m.loop);
+		hold_devices(vm);
 	if (rc == 0 && state == VMM_NEW)
 		vm_stage(vm, VMM_STAGE_START);
 	return vm_leave(vm, rc);
@@ -608,7 +628,6 @@ static int pause_vcpus(struct vmm *vm, struct vmm_error *err)
 
 int vmm_pause(struct vmm *vm, struct vmm_error *err)
 {
-	struct device *d;
 	int rc = vm_enter(vm, err);
 
 	if (rc)
@@ -616,14 +635,8 @@ int vmm_pause(struct vmm *vm, struct vmm_error *err)
 	rc = vm_expect(vm, 1u << VMM_RUNNING, "pause", err);
 	if (rc == 0)
 		rc = pause_vcpus(vm, err);
-	if (rc == 0) {
-		loop_hold(&vm->m.loop);
-		loop_lock(&vm->m.loop);
-		for (d = vm->m.devices; d; d = d->next)
-			if (d->ops->quiesce)
-				d->ops->quiesce(d);
-		loop_unlock(&vm->m.loop);
-	}
+	if (rc == 0)
+		hold_devices(vm);
 	return vm_leave(vm, rc);
 }
 

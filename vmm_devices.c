@@ -232,7 +232,9 @@ int vmm_add_vsock(struct vmm *vm, uint32_t cid, struct vmm_error *err)
 		return rc;
 	env = vm_env(vm);
 	if (v) {
+		loop_lock(&vm->m.loop);
 		rc = vsock_set_cid(v, cid, err);
+		loop_unlock(&vm->m.loop);
 	} else {
 		rc = vsock_new(&v, &env, VSOCK_NAME, cid, err);
 		if (rc == 0)

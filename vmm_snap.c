@@ -759,6 +759,8 @@ int vm_load_state(struct vmm *vm, int clone, struct vmm_error *err)
 		rc = vm_get_section(vm->snap, m->irqchip->ops->name, m->irqchip->ops->version, &r, err);
 	if (rc == 0)
 		rc = m->irqchip->ops->load(m->irqchip, &r, err);
+	/* Of a machine that is taken back: calls that wait for a device are still in it. */
+	loop_lock(&m->loop);
 	for (d = m->devices; d && rc == 0; d = d->next) {
 		snprintf(name, sizeof(name), "device.%s", d->name);
 		rc = vm_get_section(vm->snap, name, d->ops->version, &r, err);
@@ -768,6 +770,7 @@ int vm_load_state(struct vmm *vm, int clone, struct vmm_error *err)
 	for (d = m->devices; d && rc == 0; d = d->next)
 		if (clone && d->ops->cloned)
 			d->ops->cloned(d);
+	loop_unlock(&m->loop);
 	vm_stage(vm, VMM_STAGE_LOAD);
 	return rc;
 }

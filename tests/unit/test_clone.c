@@ -367,6 +367,50 @@ static void test_devices(void **state)
 	close(p[1]);
 }
 
+static void *connects(void *arg)
+{
+	struct vmm_error e;
+	int fd;
+
+	/* There is no guest to answer. */
+	assert_int_not_equal(vmm_connect(arg, 7, 20000, &fd, &e), 0);
+	return NULL;
+}
+
+/* Calls that wait for a device are there still when its machine is taken back. */
+static void test_reset_under_calls(void **state)
+{
+	struct vmm *vm, *a;
+	struct vmm_snap *s;
+	pthread_t t[4];
+	int i, k;
+
+	(void)state;
+	fake.guest = rig_rings;
+	vm = rig_vmm(1);
+	assert_ok(vmm_add_vsock(vm, 5, &err));
+	assert_ok(vmm_start(vm, &err));
+	assert_ok(vmm_pause(vm, &err));
+	s = take(vm);
+	a = cloned(s);
+	for (k = 0; k < 3; k++) {
+		assert_ok(vmm_start(a, &err));
+		for (i = 0; i < 4; i++)
+			pthread_create(&t[i], NULL, connects, a);
+		usleep(20000);
+		assert_ok(vmm_pause(a, &err));
+		for (i = 0; i < 60; i++) {
+			assert_ok(vmm_reset(a, &err));
+			usleep(2000);
+		}
+		for (i = 0; i < 4; i++)
+			pthread_join(t[i], NULL);
+	}
+	vmm_free(a);
+	vmm_free(vm);
+	vmm_snap_free(s);
+}
+
 /* One of each: described once more, each has something behind it. */
 static void add_all(struct vmm *vm, const char *disk, int net)
 {
@@ -1063,7 +1107,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_clone), T(test_in_place), T(test_no_errands), T(test_identity), T(test_time), T(test_order), T(test_timers),
 		T(test_devices),
-		T(test_every_device), T(test_no_serial),
+		T(test_every_device), T(test_reset_under_calls), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
 		T(test_lazy_damage), T(test_lazy_fork), T(test_not_lazy), T(test_file_limit),
 		T(test_generations), T(test_children), T(test_threads), T(test_damage),
