@@ -240,7 +240,8 @@ int queue_pop(struct queue *q, struct chain *c)
 		q->more = 1;
 		return 0;
 	}
-	q->budget--;
+	if (q->budget != UINT32_MAX)	/* there is one */
+		q->budget--;
 	if (!q->quiet) {
 		/* With EVENT_IDX avail_event stays behind, which is enough. */
 		q->quiet = 1;

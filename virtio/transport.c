@@ -48,6 +48,7 @@ struct transport {
 	int		own_page;
 	int		vm;		/* that knows our eventfds, or -1 */
 	struct io	again;		/* eventfd, or fd -1 until needed */
+	uint32_t	first;		/* queue, modulo their number, that is looked at first then */
 	/* What the guest has written: */
 	uint32_t	status, isr, generation;
 	uint32_t	device_sel, driver_sel, queue_sel;
@@ -266,15 +267,20 @@ static void transport_on_kick(void *arg, uint32_t events)
 static void transport_on_again(void *arg, uint32_t events)
 {
 	struct transport *t = arg;
+	uint32_t i, first;
+	struct queue *q;
 	uint64_t count;
-	uint32_t i;
 
 	(void)events;
 	if (read(t->again.fd, &count, sizeof(count)) < 0)
 		return;
-	for (i = 0; i < t->v->nqueues; i++)
-		if (t->v->queue[i].more)
-			transport_notify(&t->v->queue[i]);
+	/* Another is first the next time: what a limit leaves is for all. */
+	first = t->first++;
+	for (i = 0; i < t->v->nqueues; i++) {
+		q = &t->v->queue[(first + i) % t->v->nqueues];
+		if (q->more)
+			transport_notify(q);
+	}
 }
 
 static int transport_open_again(struct transport *t)

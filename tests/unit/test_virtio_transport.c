@@ -9,13 +9,16 @@ struct count {
 	struct virtio	v;
 	uint8_t		config[12];
 	int		activated, resets, opened, cloned, notified;
+	int		was[8];		/* queues that were notified */
 	uint32_t	own;		/* its saved state */
 };
 
 static void count_notify(struct virtio *v, struct queue *q)
 {
-	(void)q;
-	__atomic_fetch_add(&((struct count *)v)->notified, 1, __ATOMIC_SEQ_CST);
+	struct count *c = (struct count *)v;
+
+	c->was[c->notified % 8] = (int)q->index;
+	__atomic_fetch_add(&c->notified, 1, __ATOMIC_SEQ_CST);
 }
 
 static void count_activate(struct virtio *v)
@@ -240,16 +243,21 @@ static void test_again(void **state)
 {
 	struct driver *d = *state;
 	struct count *c = make(d, NOTIFY_VCPU, 2);
-	int i;
+	int round;
 
 	drv_run(d);
 	drv_start(d, 0);
-	loop_lock(&d->loop);
-	queue_again(&c->v.queue[0]);
-	queue_again(&c->v.queue[0]);
-	loop_unlock(&d->loop);
-	for (i = 0; i < 1000 && !__atomic_load_n(&c->notified, __ATOMIC_SEQ_CST); i++)
-		drv_sleep();
+	/* Once each, and each is the first in turn. */
+	for (round = 1; round <= 4; round++) {
+		loop_lock(&d->loop);
+		queue_again(&c->v.queue[0]);
+		queue_again(&c->v.queue[1]);
+		queue_again(&c->v.queue[0]);
+		loop_unlock(&d->loop);
+		while (__atomic_load_n(&c->notified, __ATOMIC_SEQ_CST) < 2 * round)
+			drv_sleep();
+	}
+	assert_memory_equal(c->was, ((const int[]){ 0, 1, 1, 0, 0, 1, 1, 0 }), sizeof(c->was));
 	drv_detach(d);
 }
 
