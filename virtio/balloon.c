@@ -184,9 +184,11 @@ static void balloon_notify(struct virtio *v, struct queue *q)
 			return;
 		case BALLOON_HINT:
 			balloon_hint(b, &c);
+			pages += c.in_len / 4096 + c.nin;
 			break;
 		case BALLOON_REPORT:
 			balloon_discard(b, &c, &b->info.reported);
+			pages += c.in_len / 4096 + c.nin;
 			break;
 		default:
 			break;
