@@ -610,8 +610,10 @@ static void net_writable(struct net *n)
 	if (n->rest_len)
 		return;
 	n->tx_full = 0;
+	/* Only within notify() is there a bound to what a guest can make us take. */
 	n->tx_later = 1;
-	net_transmit(n);
+	queue_again(&n->v.queue[NET_TX]);
+	net_watch(n);
 }
 
 static void net_on_ready(void *arg, uint32_t events)
