@@ -281,7 +281,7 @@ static void vhost_refuse(struct vhost *vu, struct queue *q, const struct chain *
 	queue_push(q, c->head, written);
 }
 
-/* All that is there, and all that will be. */
+/* All that is there, and all that will be; within notify(), which has a bound. */
 static void vhost_refuse_all(struct vhost *vu, struct queue *q)
 {
 	struct chain c;
@@ -312,7 +312,9 @@ static void vhost_take_over(struct vhost *vu, struct queue *q)
 	if (q->kick.fd >= 0 && !q->kick.watched &&
 	    loop_add(vu->v.env.loop, &q->kick, EPOLLIN) < 0)
 		virtio_break(&vu->v);
-	vhost_refuse_all(vu, q);
+	queue_signal(q);
+	/* The driver may be adding as fast as we refuse: see transport_notify(). */
+	queue_again(q);
 }
 
 static void vhost_disconnect(struct vhost *vu)

@@ -713,6 +713,37 @@ static void test_death_untold(void **state)
 	end(t);
 }
 
+/* What is in the ring by then is left to the I/O thread, one ring's worth at a time. */
+static void test_death_held(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	int i;
+
+	t->b.fault = FAULT_NACK;
+	t->b.fault_at = 5;
+	begin(t, 1);
+	drv_negotiate(d, 0);
+	drv_ring_place(d, 0);
+	drv_ring_set(d, 0, d->num, d->ring[0].desc, d->ring[0].avail, d->ring[0].used);
+	t->hdr = drv_alloc(d, 16);
+	t->data = drv_alloc(d, 4096);
+	t->status = drv_alloc(d, 1);
+	for (i = 0; i < 5; i++)
+		add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
+	loop_hold(&d->loop);
+	drv_ok(d);
+	assert_non_null(strstr(d->line, "gone"));
+	assert_false(drv_get(d, 0, NULL, NULL));
+	loop_release(&d->loop);
+	for (i = 0; i < 5; i++)
+		assert_true(drv_wait(d, 0, NULL, NULL));
+	assert_true(failed(t));
+	refused(t);
+	assert_true(drv_irqs(d));
+	end(t);
+}
+
 /* A directory: who waits for an answer gets one, with an error. */
 static void test_fs_death(void **state)
 {
@@ -841,8 +872,8 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
-		T(test_death_in_flight), T(test_death_untold), T(test_fs_death), T(test_private_ram),
-		T(test_hold), T(test_late),
+		T(test_death_in_flight), T(test_death_untold), T(test_death_held),
+		T(test_fs_death), T(test_private_ram), T(test_hold), T(test_late),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
