@@ -127,7 +127,7 @@ static void net_detach(struct net *n)
 	n->back = (struct net_back){ .fd = -1 };
 	n->io.fd = -1;
 	n->head = n->len = n->rest_len = 0;
-	n->tx_full = 0;
+	n->tx_full = n->starved = n->rx_later = 0;
 }
 
 static void net_link(struct net *n, int up)
@@ -473,10 +473,13 @@ static void net_receive(struct net *n)
 	net_watch(n);
 }
 
-/* There is room, or time: take up what was left. */
+/*
+ * There is room, or time: take up what was left.  Of a ring that is not set up
+ * notify() is not called, and whoever counts on it does not read.
+ */
 static void net_go_on(struct net *n)
 {
-	if (n->back.kind != NET_NONE && n->len)
+	if (n->back.kind != NET_NONE && n->len && n->v.active && n->v.queue[NET_RX].ready)
 		net_again(n);
 	else
 		net_watch(n);
@@ -620,6 +623,11 @@ static void net_on_ready(void *arg, uint32_t events)
 {
 	struct net *n = arg;
 
+	/* Broken since: what was left to notify() stays there until the reset. */
+	if (!n->v.active) {
+		net_watch(n);
+		return;
+	}
 	if (n->tx_full)
 		net_writable(n);
 	if ((events & ~(uint32_t)EPOLLOUT) && n->back.kind != NET_NONE && !n->starved &&

@@ -565,6 +565,67 @@ static void test_endless_ring(void **state)
 	}
 }
 
+/* The I/O thread comes to rest. */
+static void rest(struct wire *w)
+{
+	int i;
+
+	for (i = 0; i < 1000 && step(w); i++)
+		;
+	assert_in_range(i, 0, 999);
+}
+
+/* What cannot be received now does not keep the I/O thread busy. */
+static void test_idle(void **state)
+{
+	struct wire *w = *state;
+	struct driver *d = &w->d;
+	struct drv_buf b;
+
+	w->still = 1;
+	attach(w, SOCK_STREAM, NULL);
+	begin(w, F(MRG_RXBUF), 0, 0);
+	put(w, 1, 100);
+	put(w, 2, 100);
+	rest(w);
+	/* Bytes are kept, and a driver starts over that receives nothing. */
+	drv_negotiate(d, F(MRG_RXBUF) | DRV_INDIRECT);
+	drv_ring_place(d, TX);
+	drv_ring_set(d, TX, d->num, d->ring[TX].desc, d->ring[TX].avail, d->ring[TX].used);
+	drv_ok(d);
+	rest(w);
+	say(w, 9, 60, 0);
+	put(w, 3, 100);
+	rest(w);
+	get(w, 9, 60);
+	say(w, 9, 60, 0);
+	rest(w);
+	get(w, 9, 60);
+	/* The next one has them all. */
+	begin(w, F(MRG_RXBUF), 8, BUF);
+	rest(w);
+	hear(w, 1, 100, BUF);
+	hear(w, 2, 100, BUF);
+	hear(w, 3, 100, BUF);
+	/* Broken while a turn of receiving is still to come. */
+	begin(w, F(MRG_RXBUF), 0, 0);
+	put(w, 4, 100);
+	rest(w);
+	w->rx[0] = drv_alloc(d, BUF);
+	give(w, 0, BUF);
+	drv_notify(d, RX);
+	b = (struct drv_buf){ w->tx, HDR - 1 };
+	drv_add(d, TX, &b, 1, 0);
+	drv_notify(d, TX);
+	assert_true(drv_broken(d));
+	put(w, 5, 100);
+	rest(w);
+	begin(w, F(MRG_RXBUF), 8, BUF);
+	rest(w);
+	hear(w, 4, 100, BUF);
+	hear(w, 5, 100, BUF);
+}
+
 /* A datagram socket that is full makes the guest wait. */
 static void test_full(void **state)
 {
@@ -841,7 +902,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_config), T(test_datagram), T(test_seqpacket), T(test_stream), T(test_room),
 		T(test_endless_buffer), T(test_bad_frames), T(test_stream_bits),
-		T(test_endless_ring), T(test_full), T(test_gone), T(test_limits),
+		T(test_endless_ring), T(test_idle), T(test_full), T(test_gone), T(test_limits),
 		T(test_snapshot), T(test_hold), T(test_tap),
 	};
 
