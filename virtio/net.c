@@ -83,6 +83,7 @@ struct net {
 	uint8_t		tx_full;	/* the descriptor takes no more */
 	uint8_t		rx_later, tx_later;	/* left to the I/O thread */
 	uint8_t		waited;		/* the frame that waits has not fitted before */
+	uint32_t	refusals;	/* of offloads, by the tap */
 	/* The frame to be received: the guest's buffers for it. */
 	uint32_t	nbufs, niov, room, want;
 	struct net_slot {
@@ -157,7 +158,9 @@ static int net_tap_set(int fd, uint64_t features)
 		flags |= TUN_F_CSUM;
 		flags |= features & NET_BIT(GUEST_TSO4) ? TUN_F_TSO4 : 0;
 		flags |= features & NET_BIT(GUEST_TSO6) ? TUN_F_TSO6 : 0;
-		flags |= features & NET_BIT(GUEST_ECN) ? TUN_F_TSO_ECN : 0;
+		/* Alone it is an error to the kernel; a driver may ask for it (5.1.3.1). */
+		if (flags & (TUN_F_TSO4 | TUN_F_TSO6))
+			flags |= features & NET_BIT(GUEST_ECN) ? TUN_F_TSO_ECN : 0;
 	}
 	return ioctl(fd, TUNSETOFFLOAD, flags);
 }
@@ -657,8 +660,12 @@ static void net_activate(struct virtio *v)
 {
 	struct net *n = (struct net *)v;
 
-	if (n->back.header && net_tap_set(n->back.fd, v->features) < 0)
-		virtio_log(v, VMM_LOG_WARN, "offloads of the tap: %s", strerror(errno));
+	if (n->back.header && net_tap_set(n->back.fd, v->features) < 0) {
+		/* Fewer and fewer lines: a guest can start over as often as it likes. */
+		n->refusals++;
+		if ((n->refusals & (n->refusals - 1)) == 0)
+			virtio_log(v, VMM_LOG_WARN, "offloads of the tap: %s", strerror(errno));
+	}
 	n->want = NET_HDR + 1514;
 	net_go_on(n);
 	queue_again(&v->queue[NET_TX]);	/* frames left there when it was saved */

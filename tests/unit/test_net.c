@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 
 #include <linux/if_tun.h>
+#include <linux/rtnetlink.h>
 #include <linux/virtio_net.h>
 
 #define F(x) (1ull << VIRTIO_NET_F_##x)
@@ -821,6 +822,23 @@ static int open_tap(short flags)
 	return fd;
 }
 
+/* The interface goes, its descriptor stays. */
+static void remove_link(int tap)
+{
+	struct {
+		struct nlmsghdr	h;
+		struct ifinfomsg i;
+	} m = { { sizeof(m), RTM_DELLINK, NLM_F_REQUEST, 1, 0 }, { .ifi_family = AF_UNSPEC } };
+	struct ifreq ifr;
+	int s = socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE);
+
+	assert_int_equal(ioctl(tap, TUNGETIFF, &ifr), 0);
+	m.i.ifi_index = (int)if_nametoindex(ifr.ifr_name);
+	assert_int_equal(send(s, &m, sizeof(m), 0), sizeof(m));
+	close(s);
+	assert_int_equal(ioctl(tap, TUNGETIFF, &ifr), -1);
+}
+
 static void test_tap(void **state)
 {
 	struct wire *w = *state;
@@ -852,11 +870,26 @@ static void test_tap(void **state)
 	if (drv_wait(&w->d, RX, &id, &len))
 		assert_true(len >= HDR + 14);
 	assert_false(drv_broken(&w->d));
+	/* What is nothing without segmentation. */
+	begin(w, F(GUEST_CSUM) | F(GUEST_ECN), 0, 0);
+	assert_int_equal(__atomic_load_n(&w->d.lines, __ATOMIC_SEQ_CST), 0);
 	drv_detach(&w->d);
 	close(tap);
 	tap = open_tap(IFF_TUN | IFF_NO_PI);
 	cfg.fd = tap;
 	assert_int_equal(net_new(&v, &w->d.env, "net0", &cfg, &err), VMM_EINVAL);
+	close(tap);
+	/* One that refuses whatever it is told, and a driver that tells it again and again. */
+	tap = open_tap(IFF_TAP | IFF_NO_PI | IFF_VNET_HDR);
+	cfg.fd = tap;
+	assert_int_equal(net_new(&v, &w->d.env, "net0", &cfg, &err), 0);
+	drv_attach(&w->d, v);
+	remove_link(tap);
+	for (i = 0; i < 100; i++)
+		begin(w, F(GUEST_CSUM), 0, 0);
+	assert_int_equal(__atomic_load_n(&w->d.lines, __ATOMIC_SEQ_CST), 7);
+	assert_non_null(strstr(w->d.line, "offloads"));
+	drv_detach(&w->d);
 	close(tap);
 }
 
