@@ -147,6 +147,9 @@ static void net_gone(struct net *n, int os_errno, const char *why)
 	virtio_trouble(&n->v, os_errno, "link down: %s", why);
 	net_detach(n);
 	net_link(n, 0);
+	/* Frames that it did not take are the guest's again. */
+	if (n->v.active)
+		queue_again(&n->v.queue[NET_TX]);
 }
 
 /* What the guest has agreed to receive; the header is 12 bytes. */

@@ -690,6 +690,24 @@ static void test_gone(void **state)
 	assert_false(drv_broken(&w->d));
 }
 
+/* The link goes while frames wait for it, and it is the receiving side that hears of it. */
+static void test_gone_full(void **state)
+{
+	struct wire *w = *state;
+	uint32_t sent, be = htonl(LONG + 1);
+
+	w->sndbuf = 20000;
+	attach(w, SOCK_STREAM, NULL);
+	begin(w, F(MRG_RXBUF) | F(STATUS), 8, BUF);
+	sent = fill(w, 40);
+	assert_int_equal(send(w->fd, &be, 4, 0), 4);
+	wait_status(w, 0);
+	while (sent < 40 && drv_wait(&w->d, TX, NULL, NULL))
+		sent++;
+	assert_int_equal(sent, 40);
+	say(w, 1, 60, 0);
+}
+
 static void test_limits(void **state)
 {
 	struct wire *w = *state;
@@ -935,8 +953,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_config), T(test_datagram), T(test_seqpacket), T(test_stream), T(test_room),
 		T(test_endless_buffer), T(test_bad_frames), T(test_stream_bits),
-		T(test_endless_ring), T(test_idle), T(test_full), T(test_gone), T(test_limits),
-		T(test_snapshot), T(test_hold), T(test_tap),
+		T(test_endless_ring), T(test_idle), T(test_full), T(test_gone), T(test_gone_full),
+		T(test_limits), T(test_snapshot), T(test_hold), T(test_tap),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
