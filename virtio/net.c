@@ -9,8 +9,8 @@
  * into the guest's buffers.  How many those must be is not known before; so as
  * many are taken as the last frame filled, and behind them lies a buffer of our
  * own.  What runs over is copied into further buffers, or waits there, all of
- * it, until the guest has offered more; once: then it is dropped, as a network
- * may.  A stream is read into that same buffer, many frames at once.
+ * it, until the guest has offered more; if it does not, the frame is dropped, as
+ * a network may (net_wait).  A stream is read into that same buffer, many frames at once.
  *
  * With a tap that has IFF_VNET_HDR the guest leaves checksums and segmentation
  * to the host (CSUM, TSO), and gets frames that lack them.  Its header is then
@@ -34,6 +34,7 @@
 #include <sys/ioctl.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
 #include <unistd.h>
 
 #include <linux/if_tun.h>
@@ -49,6 +50,7 @@
 #define NET_BUF		(128u << 10)
 #define NET_BUFS	64u		/* of the guest, for one frame */
 #define NET_TURN	64u		/* frames before others have a turn */
+#define NET_WAIT_MS	100u		/* for more buffers, where there are some */
 #define NET_AT_ONCE	(32u << 10)	/* bytes sent on the vCPU's thread */
 
 #define NET_BIT(x)	(1ull << VIRTIO_NET_F_##x)
@@ -82,8 +84,9 @@ struct net {
 	uint8_t		rx_wait, tx_wait;	/* for a limit */
 	uint8_t		tx_full;	/* the descriptor takes no more */
 	uint8_t		rx_later, tx_later;	/* left to the I/O thread */
-	uint8_t		waited;		/* the frame that waits has not fitted before */
 	uint32_t	refusals;	/* of offloads, by the tap */
+	struct io	timer;		/* of a frame that waits; fd -1 until needed */
+	uint32_t	scant;		/* room that a frame last waited to see grow */
 	/* The frame to be received: the guest's buffers for it. */
 	uint32_t	nbufs, niov, room, want;
 	struct net_slot {
@@ -129,6 +132,7 @@ static void net_detach(struct net *n)
 	n->io.fd = -1;
 	n->head = n->len = n->rest_len = 0;
 	n->tx_full = n->starved = n->rx_later = 0;
+	n->scant = 0;
 }
 
 static void net_link(struct net *n, int up)
@@ -250,21 +254,20 @@ static void net_copy(const struct iovec *iov, uint32_t n, uint32_t off, uint8_t 
 	}
 }
 
-/*
- * Take buffers until there is room for size bytes: 1.  0: not now, -1: never.
- * A frame that has waited for more, and still does not fit, is not waited for
- * again: a guest that offers too little would hear nothing else.
- */
+/* Take buffers until there is room for size bytes: 1.  0: not now, -1: never. */
 static int net_gather(struct net *n, uint32_t size)
 {
 	struct queue *q = &n->v.queue[NET_RX];
+	uint32_t most = q->num < NET_BUFS ? q->num : NET_BUFS;
 	struct chain c;
 
+	if (!virtio_has(&n->v, VIRTIO_NET_F_MRG_RXBUF))
+		most = 1;
 	while (n->room < size) {
-		if (n->nbufs == (virtio_has(&n->v, VIRTIO_NET_F_MRG_RXBUF) ? NET_BUFS : 1))
+		if (n->nbufs == most)
 			return -1;
 		if (!queue_pop(q, &c))
-			return n->nbufs && n->waited ? -1 : 0;
+			return 0;
 		if (c.in_len < NET_HDR) {
 			virtio_fail(&n->v, "a receive buffer has no room for a header");
 			return 0;
@@ -280,6 +283,31 @@ static int net_gather(struct net *n, uint32_t size)
 		n->room = c.in_len < UINT32_MAX - n->room ? n->room + c.in_len : UINT32_MAX;
 	}
 	return 1;
+}
+
+/*
+ * There are buffers, but too few for a frame of size bytes: may it wait for more (0), or
+ * is it dropped (-1)?  All others wait behind it.  A driver that has offered all it has
+ * gets nothing back, and so never notifies: after a while a timer does in its place.
+ * When somebody has, there must be more room than before, and there cannot be more each
+ * time for ever.  The room that was waited for in vain is kept in mind: frames that are
+ * longer do not wait again for that, until one of them has fitted after all.
+ */
+static int net_wait(struct net *n, uint32_t size)
+{
+	const struct itimerspec when = { .it_value = { .tv_nsec = NET_WAIT_MS * 1000000 } };
+
+	if (n->room <= n->scant && n->scant < size)
+		return -1;
+	if (n->timer.fd < 0) {
+		n->timer.fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC | TFD_NONBLOCK);
+		if (n->timer.fd < 0)
+			return -1;
+	}
+	if (!n->timer.watched && loop_add(n->v.env.loop, &n->timer, EPOLLIN) < 0)
+		return -1;
+	n->scant = n->room;
+	return timerfd_settime(n->timer.fd, 0, &when, NULL);
 }
 
 static void net_put_back(struct net *n)
@@ -306,7 +334,8 @@ static void net_push(struct net *n, uint32_t len)
 		queue_unpop(&n->v.queue[NET_RX]);
 	n->nbufs = n->niov = n->room = 0;
 	n->want = len;
-	n->waited = 0;
+	if (len > n->scant)
+		n->scant = 0;
 	throttle_charge(&n->rx_limit, len);
 }
 
@@ -327,7 +356,8 @@ static int net_deliver(struct net *n, uint8_t *p, uint32_t len)
 		net_push(n, at + len);
 		return NET_MORE;
 	}
-	n->waited = r == 0 && n->nbufs;
+	if (r == 0 && n->nbufs)
+		r = net_wait(n, at + len);
 	net_put_back(n);
 	return r == 0 ? NET_NO_ROOM : NET_MORE;
 }
@@ -409,10 +439,11 @@ static int net_receive_frame(struct net *n)
 		net_push(n, len);
 		return NET_MORE;
 	}
+	if (r == 0)
+		r = net_wait(n, len);
 	if (r == 0) {
 		net_copy(n->iov, n->niov, 0, n->buf, room, 0);
 		n->len = n->want = len;
-		n->waited = 1;
 	}
 	net_put_back(n);
 	return r == 0 ? NET_NO_ROOM : NET_MORE;
@@ -489,6 +520,19 @@ static void net_go_on(struct net *n)
 		net_again(n);
 	else
 		net_watch(n);
+}
+
+/* A frame has waited long enough: what the driver's notification would do. */
+static void net_waited(void *arg, uint32_t events)
+{
+	struct net *n = arg;
+	uint64_t count;
+
+	(void)events;
+	if (read(n->timer.fd, &count, sizeof(count)) < 0 || !n->starved)
+		return;
+	n->starved = 0;
+	net_go_on(n);
 }
 
 static void net_rx_allowed(void *arg)
@@ -682,7 +726,8 @@ static void net_reset(struct virtio *v)
 	n->nbufs = n->niov = n->room = 0;
 	if (n->back.kind != NET_STREAM)
 		n->len = 0;
-	n->starved = n->waited = n->rx_later = n->tx_later = 0;
+	n->starved = n->rx_later = n->tx_later = 0;
+	n->scant = 0;
 	net_watch(n);
 }
 
@@ -737,6 +782,9 @@ static void net_free(struct virtio *v)
 	struct net *n = (struct net *)v;
 
 	net_detach(n);
+	loop_del(v->env.loop, &n->timer);
+	if (n->timer.fd >= 0)
+		close(n->timer.fd);
 	throttle_fini(&n->rx_limit);
 	throttle_fini(&n->tx_limit);
 	free(n->buf);
@@ -779,6 +827,7 @@ int net_new(struct virtio **out, const struct virtio_env *env, const char *name,
 		return fail(err, VMM_ENOMEM, "%s", name);
 	n->back.fd = -1;
 	n->io = (struct io){ .fn = net_on_ready, .arg = n, .fd = -1 };
+	n->timer = (struct io){ .fn = net_waited, .arg = n, .fd = -1 };
 	throttle_init(&n->rx_limit, env->loop, net_rx_allowed, n);
 	throttle_init(&n->tx_limit, env->loop, net_tx_allowed, n);
 	r = virtio_init(&n->v, &net_ops, env, name, NET_QUEUES, err);

@@ -387,6 +387,48 @@ static void test_room(void **state)
 	hear(w, 6, 100, BUF);
 }
 
+/* All that the driver has is too little, and nothing comes back that it could offer again. */
+static void small(struct wire *w, int type)
+{
+	struct timespec a, b;
+	uint32_t i;
+
+	attach(w, type, NULL);
+	begin(w, F(MRG_RXBUF) | DRV_EVENT_IDX, 6, BUF);
+	put(w, 1, 100);
+	hear(w, 1, 100, BUF);
+	clock_gettime(CLOCK_MONOTONIC, &a);
+	for (i = 0; i < 100; i++) {
+		put(w, 4, 14000);
+		put(w, i, 100 + i);
+		hear(w, i, 100 + i, BUF);
+	}
+	/* Not each of them waits. */
+	clock_gettime(CLOCK_MONOTONIC, &b);
+	assert_in_range(b.tv_sec - a.tv_sec, 0, 6);
+	/* As long as there may be is waited for, still; then as long as there are. */
+	put(w, 6, 12000);
+	hear(w, 6, 12000, BUF);
+	for (i = 6; i < 10; i++) {
+		w->rx[i] = drv_alloc(&w->d, BUF);
+		give(w, (uint16_t)i, BUF);
+	}
+	drv_notify(&w->d, RX);
+	put(w, 7, 14000);
+	hear(w, 7, 14000, BUF);
+	drv_detach(&w->d);
+	close(w->fd);
+}
+
+static void test_small(void **state)
+{
+	struct wire *w = *state;
+
+	small(w, SOCK_DGRAM);
+	small(w, SOCK_STREAM);
+	w->fd = -1;
+}
+
 /* Behind a small buffer one of 4 GiB: RAM over and over. */
 static void test_endless_buffer(void **state)
 {
@@ -952,7 +994,7 @@ int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		T(test_config), T(test_datagram), T(test_seqpacket), T(test_stream), T(test_room),
-		T(test_endless_buffer), T(test_bad_frames), T(test_stream_bits),
+		T(test_small), T(test_endless_buffer), T(test_bad_frames), T(test_stream_bits),
 		T(test_endless_ring), T(test_idle), T(test_full), T(test_gone), T(test_gone_full),
 		T(test_limits), T(test_snapshot), T(test_hold), T(test_tap),
 	};
