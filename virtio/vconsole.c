@@ -74,8 +74,10 @@ static void vcon_receive(void *arg)
 	uint16_t i;
 	size_t n;
 
-	if (p->name[0] && !p->open)
+	if (p->name[0] && !p->open) {
+		stream_want(&p->stream, 0);	/* or epoll would report it without end */
 		return;
+	}
 	while (queue_pop(p->rx, &c)) {
 		for (i = c.nout; i < c.nout + c.nin && !c.iov[i].iov_len; i++)
 			;

@@ -278,6 +278,30 @@ static void test_ports(void **state)
 	ready(d, "\x50\0\x19\0");
 }
 
+/* Input for a port that the guest has closed again waits, and keeps nobody busy. */
+static void test_closed(void **state)
+{
+	struct console_test *t = *state;
+	struct driver *d = &t->d;
+	struct epoll_event ev;
+	uint64_t a;
+
+	attach(t, 3);
+	drv_start(d, SIZE | MULTI | DRV_INDIRECT);
+	ready(d, NULL);
+	tell(d, 1, VIRTIO_CONSOLE_PORT_OPEN, 1);
+	a = offer(d, 4, 64);
+	drv_sleep();
+	tell(d, 1, VIRTIO_CONSOLE_PORT_OPEN, 0);
+	assert_int_equal(write(t->host[1], "late", 4), 4);
+	assert_int_equal(epoll_wait(d->loop.epfd, &ev, 1, 50), 0);
+	shutdown(t->host[1], SHUT_RDWR);
+	assert_int_equal(epoll_wait(d->loop.epfd, &ev, 1, 50), 0);
+	assert_false(drv_get(d, 4, NULL, NULL));
+	tell(d, 1, VIRTIO_CONSOLE_PORT_OPEN, 1);
+	expect_guest(d, 4, a, "late");
+}
+
 static void test_state(void **state)
 {
 	struct console_test *t = *state;
@@ -371,7 +395,8 @@ int main(void)
 {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_terminal), T(test_backpressure), T(test_ports), T(test_state), T(test_add_port),
+		T(test_terminal), T(test_backpressure), T(test_ports), T(test_closed), T(test_state),
+		T(test_add_port),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
