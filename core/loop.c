@@ -188,6 +188,10 @@ void loop_stop(struct loop *l)
 	if (alive)
 		pthread_join(l->thread, NULL);
 	l->alive = 0;
+	loop_lock(l);
+	if (l->give_up)
+		l->give_up(l->give_up_arg);
+	loop_unlock(l);
 }
 
 void loop_hold(struct loop *l)

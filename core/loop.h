@@ -38,6 +38,9 @@ struct loop {
 	int		held;		/* and it does */
 	int		quit;
 	int		lingering;	/* watched fds with output to finish */
+	void		(*give_up)(void *arg);	/* by loop_stop(), lock held: no more will be
+					   written; NULL: what is left is kept */
+	void		*give_up_arg;
 	int		struck;		/* loop_del() since the last wait began */
 	int		orphan;		/* this is a child of fork(), without its threads */
 	int		patient;	/* atomic: what comes next is better a little late */
@@ -59,7 +62,7 @@ int loop_start(struct loop *l, struct vmm_error *err);
 
 /*
  * End the thread.  Output that lingers is written first, for as long as it
- * moves at least once a second.
+ * moves at least once a second; then give_up() is called.
  */
 void loop_stop(struct loop *l);
 

@@ -156,6 +156,8 @@ static void vsock_close(struct vsock_conn *c)
 	if (c->io.fd < 0)
 		return;
 	loop_del(c->vs->v.env.loop, &c->io);
+	c->vs->v.env.loop->lingering -= c->lingers;
+	c->lingers = 0;
 	close(c->io.fd);
 	c->io.fd = -1;
 }
@@ -259,6 +261,22 @@ static void vsock_watch(struct vsock_conn *c)
 		return;
 	}
 	c->watch = events;
+	if (c->state == VSOCK_DRAINING && !c->lingers) {
+		c->lingers = 1;
+		loop->lingering++;
+	}
+}
+
+/*
+ * The loop has ended, and nobody has read these for a while.  Whoever reads them
+ * later is to find an end, not to wait for a run that may never come.
+ */
+static void vsock_give_up(void *arg)
+{
+	struct vsock *vs = arg;
+
+	while (vs->draining)
+		vsock_conn_free(vs->draining);
 }
 
 /* ---- Packets to the guest ------------------------------------------------------- */
@@ -968,8 +986,9 @@ static void vsock_free(struct virtio *v)
 	for (i = 0; i < VSOCK_HASH; i++)
 		while (vs->table[i])
 			vsock_conn_free(vs->table[i]);
-	while (vs->draining)
-		vsock_conn_free(vs->draining);
+	vsock_give_up(vs);
+	if (v->env.loop && v->env.loop->give_up_arg == vs)
+		v->env.loop->give_up = NULL;
 	vsock_unlisten(vs);
 	loop_del(v->env.loop, &vs->timer);
 	if (vs->timer.fd >= 0)
@@ -1015,6 +1034,8 @@ int vsock_new(struct virtio **out, const struct virtio_env *env, const char *nam
 	vs->config.guest_cid = cid;
 	vs->v.config = &vs->config;
 	vs->v.config_size = sizeof(vs->config);
+	env->loop->give_up = vsock_give_up;
+	env->loop->give_up_arg = vs;
 	*out = &vs->v;
 	return 0;
 }

@@ -48,6 +48,7 @@ struct vsock_conn {
 	uint8_t		state, owed;
 	uint8_t		ready;		/* bytes wait in the socket for a buffer */
 	uint8_t		eof;		/* the socket has no more, or nobody wants it */
+	uint8_t		lingers;	/* the loop does not end before it, or not at once */
 	uint32_t	shut, peer_shut;	/* VIRTIO_VSOCK_SHUTDOWN_*, said so far */
 	/* To the guest: sent, forwarded there, its window.  Wraps (5.10.6.3). */
 	uint32_t	tx_cnt, peer_fwd, peer_alloc;

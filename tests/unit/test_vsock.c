@@ -1085,6 +1085,61 @@ static void test_late_response(void **state)
 	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
 }
 
+/* ---- The end of a run -------------------------------------------------------------- */
+
+/* More than a socket takes; then the machine stops. */
+static int stop_full(struct guest *g, struct bulk *b)
+{
+	static uint8_t buf[32 << 10];
+	uint32_t sent, i;
+	int fd;
+
+	begin(g, DRV_EVENT_IDX, 16);
+	fd = connect_to(g, 80);
+	for (sent = 0; sent < WINDOW; sent += sizeof(buf)) {
+		for (i = 0; i < sizeof(buf); i++)
+			buf[i] = pattern(sent + i);
+		say(g, VIRTIO_VSOCK_OP_RW, 80, g->h.src_port, buf, sizeof(buf));
+	}
+	flush(g);
+	loop_lock(&g->d.loop);
+	vsock_hang_up_all(g->d.v);
+	loop_unlock(&g->d.loop);
+	if (b) {
+		b->fd = fd;
+		pthread_create(&b->thread, NULL, bulk_read, b);
+	}
+	loop_stop(&g->d.loop);
+	g->d.running = 0;
+	assert_int_equal(g->d.loop.lingering, 0);
+	return fd;
+}
+
+/* All that was sent is read, and then the end, before the device is freed. */
+static void test_stop(void **state)
+{
+	struct timeval patience = { DRV_WAIT_MS / 1000, 0 };
+	struct guest *g = *state;
+	struct bulk b = { .len = 0 };
+	char buf[4096];
+	ssize_t n;
+	int fd = stop_full(g, &b);
+
+	pthread_join(b.thread, NULL);
+	assert_int_equal(b.len, WINDOW);
+	assert_int_equal(b.bad, 0);
+	close(fd);
+	/* Nobody reads: it is not waited for, and finds an end later. */
+	drv_run(&g->d);
+	fd = stop_full(g, NULL);
+	setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+	do
+		n = read(fd, buf, sizeof(buf));
+	while (n > 0);
+	assert_int_equal(n, 0);
+	close(fd);
+}
+
 /* ---- Snapshots ------------------------------------------------------------------ */
 
 static void test_snapshot(void **state)
@@ -1240,7 +1295,8 @@ int main(void)
 		T(test_config), T(test_connect), T(test_refused), T(test_wait), T(test_listen),
 		T(test_half_close), T(test_bulk_out), T(test_bulk_in), T(test_many),
 		T(test_one_by_one), T(test_credit_out), T(test_credit_in), T(test_hostile),
-		T(test_flood), T(test_descriptors), T(test_late_response), T(test_snapshot), T(test_hold),
+		T(test_flood), T(test_descriptors), T(test_late_response), T(test_stop),
+		T(test_snapshot), T(test_hold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
