@@ -510,6 +510,34 @@ static int64_t vsock_send(struct vsock_conn *c, struct iovec *iov, size_t niov)
 	return n;
 }
 
+/*
+ * Nobody reads what the guest sends any more, and it is told so; but what there
+ * is for it, or still comes, it gets.
+ */
+static void vsock_unread(struct vsock_conn *c)
+{
+	ssize_t r;
+	char byte;
+
+	free(c->buf);
+	c->buf = NULL;
+	c->head = c->len = 0;
+	if (c->state == VSOCK_DRAINING || c->eof) {
+		vsock_finish(c, VSOCK_SHUTDOWN);
+		return;
+	}
+	do
+		r = recv(c->io.fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+	while (r < 0 && errno == EINTR);
+	if (r == 0 || (r < 0 && errno != EAGAIN)) {
+		vsock_finish(c, r ? VSOCK_RST : VSOCK_SHUTDOWN);
+		return;
+	}
+	vsock_forwarded(c, c->rx_cnt - c->fwd_cnt);
+	c->shut |= VIRTIO_VSOCK_SHUTDOWN_RCV;
+	vsock_owe(c, VSOCK_SHUTDOWN);
+}
+
 /* Keep len bytes of the packet from off on; the window has room for them. */
 static int vsock_keep(struct vsock_conn *c, const struct chain *buf, uint32_t off, uint32_t len)
 {
@@ -560,6 +588,10 @@ static int vsock_data(struct vsock_conn *c, struct chain *buf, uint32_t len)
 	    len > buf->out_len - VSOCK_HDR || len > c->window - (c->rx_cnt - c->fwd_cnt))
 		return -1;
 	c->rx_cnt += len;
+	if (c->shut & VIRTIO_VSOCK_SHUTDOWN_RCV) {
+		vsock_forwarded(c, len);	/* it had not heard of that yet */
+		return 0;
+	}
 	if (!c->len && len) {
 		struct iovec iov[CHAIN_MAX];
 
@@ -580,8 +612,10 @@ static int vsock_data(struct vsock_conn *c, struct chain *buf, uint32_t len)
 			first++;
 		}
 		n = vsock_send(c, iov, first);
-		if (n < 0)
-			return -1;
+		if (n < 0) {
+			vsock_unread(c);
+			return 0;
+		}
 	}
 	if (n == len)
 		return 0;
@@ -705,7 +739,7 @@ static void vsock_on_socket(void *arg, uint32_t events)
 	struct vsock *vs = c->vs;
 
 	if (c->len && vsock_flush(c) < 0) {
-		vsock_finish(c, VSOCK_RST);
+		vsock_unread(c);
 		vsock_pump(vs, 1);
 		return;
 	}

@@ -909,6 +909,75 @@ static void test_credit_in(void **state)
 	g->buf_alloc = WINDOW;
 }
 
+/* The host program reads no more; what it has sent still arrives, and what it sends. */
+static void test_unread(void **state)
+{
+	struct guest *g = *state;
+	static uint8_t buf[64 << 10];
+	uint32_t sent;
+	int s, fd;
+
+	begin(g, DRV_EVENT_IDX, 16);
+	s = listen_on(g, 80);
+	/* It has closed, and the guest has no room for its last bytes yet. */
+	g->buf_alloc = 0;
+	fd = accept_from(g, s, 1, 80);
+	assert_int_equal(write(fd, "last", 4), 4);
+	close(fd);
+	say(g, VIRTIO_VSOCK_OP_RW, 1, 80, "x", 1);
+	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
+	assert_int_equal(g->h.flags, VIRTIO_VSOCK_SHUTDOWN_RCV);
+	say(g, VIRTIO_VSOCK_OP_RW, 1, 80, "y", 1);
+	silence(g);
+	g->buf_alloc = WINDOW;
+	say(g, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 1, 80, NULL, 0);
+	hear(g, VIRTIO_VSOCK_OP_RW);
+	assert_memory_equal(g->data, "last", 4);
+	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
+	assert_int_equal(g->h.flags, 3);
+	/* It only reads no more: more than a window goes nowhere. */
+	fd = accept_from(g, s, 2, 80);
+	shutdown(fd, SHUT_RD);
+	say(g, VIRTIO_VSOCK_OP_RW, 2, 80, "x", 1);
+	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
+	assert_int_equal(g->h.flags, VIRTIO_VSOCK_SHUTDOWN_RCV);
+	assert_int_equal(g->h.fwd_cnt, 1);
+	for (sent = 0; sent < 2 * WINDOW; sent += sizeof(buf)) {
+		say(g, VIRTIO_VSOCK_OP_RW, 2, 80, buf, sizeof(buf));
+		while (hear_ms(g, 1))
+			assert_int_equal(g->h.op, VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+	}
+	flush(g);
+	assert_int_equal(write(fd, "more", 4), 4);
+	do
+		assert_true(hear_ms(g, DRV_WAIT_MS));
+	while (g->h.op == VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+	assert_int_equal(g->h.op, VIRTIO_VSOCK_OP_RW);
+	assert_memory_equal(g->data, "more", 4);
+	close(fd);
+	hear(g, VIRTIO_VSOCK_OP_SHUTDOWN);
+	assert_int_equal(g->h.flags, 3);
+	/* It has closed while bytes waited for it: they are lost, its own are not. */
+	g->buf_alloc = 0;
+	fd = accept_from(g, s, 3, 80);
+	for (sent = 0; sent < WINDOW; sent += sizeof(buf))
+		say(g, VIRTIO_VSOCK_OP_RW, 3, 80, buf, sizeof(buf));
+	flush(g);
+	assert_int_equal(write(fd, "last", 4), 4);
+	close(fd);
+	do
+		assert_true(hear_ms(g, DRV_WAIT_MS));
+	while (g->h.op == VIRTIO_VSOCK_OP_CREDIT_UPDATE);
+	assert_int_equal(g->h.op, VIRTIO_VSOCK_OP_SHUTDOWN);
+	assert_int_equal(g->h.flags, VIRTIO_VSOCK_SHUTDOWN_RCV);
+	g->buf_alloc = WINDOW;
+	say(g, VIRTIO_VSOCK_OP_CREDIT_UPDATE, 3, 80, NULL, 0);
+	hear(g, VIRTIO_VSOCK_OP_RW);
+	assert_memory_equal(g->data, "last", 4);
+	hear(g, VIRTIO_VSOCK_OP_RST);
+	close(s);
+}
+
 /* ---- Guests that break the rules ------------------------------------------------------------ */
 
 static void refused(struct guest *g, struct virtio_vsock_hdr h, const void *data, uint32_t n)
@@ -1294,7 +1363,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_config), T(test_connect), T(test_refused), T(test_wait), T(test_listen),
 		T(test_half_close), T(test_bulk_out), T(test_bulk_in), T(test_many),
-		T(test_one_by_one), T(test_credit_out), T(test_credit_in), T(test_hostile),
+		T(test_one_by_one), T(test_credit_out), T(test_credit_in), T(test_unread),
+		T(test_hostile),
 		T(test_flood), T(test_descriptors), T(test_late_response), T(test_stop),
 		T(test_snapshot), T(test_hold),
 	};
