@@ -985,7 +985,15 @@ static void vsock_reset(struct virtio *v)
 
 static void vsock_quiesce(struct virtio *v)
 {
+	struct vsock *vs = (struct vsock *)v;
+
 	queue_signal(&v->queue[VSOCK_TX]);
+	/* A guest that does not run takes note of nothing: vsock_event() gives it
+	   time anew when it does. */
+	if (vs->lost && vs->lost_until) {
+		vs->lost_until = 0;
+		queue_again(&v->queue[VSOCK_EVENT]);
+	}
 }
 
 static void vsock_save(const struct virtio *v, struct writer *w)

@@ -1317,6 +1317,40 @@ static void test_snapshot(void **state)
 	close(s2);
 }
 
+/* Time in which the guest is held is none in which it could have taken note. */
+static void test_held_lost(void **state)
+{
+	struct guest *g = *state;
+	struct driver *d = &g->d;
+	struct vmm_error err;
+	uint32_t i;
+	int s, fd;
+
+	begin(g, DRV_EVENT_IDX, 16);
+	s = listen_on(g, 80);
+	/* It has no buffer left to be told in, and is given half a second for one. */
+	for (i = 0; i < 9; i++) {
+		loop_lock(&d->loop);
+		assert_int_equal(vsock_set_cid(d->v, i % 2 ? CID : CID + 1, &err), 0);
+		loop_unlock(&d->loop);
+		if (i < 8)
+			assert_true(drv_wait(d, EV, NULL, NULL));
+	}
+	loop_lock(&d->loop);
+	assert_int_equal(vsock_set_cid(d->v, CID, &err), 0);
+	loop_unlock(&d->loop);
+	loop_hold(&d->loop);
+	d->dev->ops->quiesce(d->dev);
+	usleep(600000);
+	loop_release(&d->loop);
+	say(g, VIRTIO_VSOCK_OP_REQUEST, 1, 80, NULL, 0);
+	hear(g, VIRTIO_VSOCK_OP_RST);
+	usleep(600000);
+	fd = accept_from(g, s, 2, 80);
+	close(fd);
+	close(s);
+}
+
 /* Nothing touches the rings of a machine that is held. */
 static void test_hold(void **state)
 {
@@ -1366,7 +1400,7 @@ int main(void)
 		T(test_one_by_one), T(test_credit_out), T(test_credit_in), T(test_unread),
 		T(test_hostile),
 		T(test_flood), T(test_descriptors), T(test_late_response), T(test_stop),
-		T(test_snapshot), T(test_hold),
+		T(test_snapshot), T(test_held_lost), T(test_hold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
