@@ -57,6 +57,13 @@
 #define VSOCK_LOST_NS	500000000ull	/* to offer a buffer, to be told that all is lost */
 #define VSOCK_TOLD_NS	5000000000ull	/* to take note of it: it may be slow */
 
+/*
+ * Packets of the guest that wait for room in the list of answers are taken up
+ * when it offers buffers.  It may do so only when it has none left: so those
+ * that it has offered must never be more than the answers.
+ */
+_Static_assert(VSOCK_RESETS >= QUEUE_SIZE_MAX, "answers for every buffer of a ring");
+
 /* A turn of a connection ends because... */
 enum { VSOCK_DONE, VSOCK_MORE, VSOCK_NO_ROOM, VSOCK_GONE };
 
