@@ -47,7 +47,8 @@
 #define VSOCK_F_STREAM	0		/* 5.10.3 */
 #define VSOCK_HDR	((uint32_t)sizeof(struct virtio_vsock_hdr))
 #define VSOCK_BOTH	((uint32_t)(VIRTIO_VSOCK_SHUTDOWN_RCV | VIRTIO_VSOCK_SHUTDOWN_SEND))
-#define VSOCK_MEMORY	(64u << 20)	/* shared out as windows, roughly */
+#define VSOCK_MEMORY	(64u << 20)	/* shared out as windows */
+#define VSOCK_SHARE	64u		/* of what is left of it, for one */
 #define VSOCK_WINDOW_MAX (256u << 10)
 #define VSOCK_WINDOW_MIN (16u << 10)
 #define VSOCK_TURN	(64u << 10)	/* bytes before others have a turn */
@@ -107,6 +108,7 @@ struct vsock_conn *vsock_conn_new(struct vsock *vs, int fd, uint32_t port, uint3
 				  uint8_t state)
 {
 	struct vsock_conn *c = calloc(1, sizeof(*c));
+	int size;
 
 	if (!c) {
 		close(fd);
@@ -117,12 +119,18 @@ struct vsock_conn *vsock_conn_new(struct vsock *vs, int fd, uint32_t port, uint3
 	c->port = port;
 	c->peer_port = peer_port;
 	c->state = state;
-	/* The more connections, the smaller their windows: memory is bounded. */
-	c->window = VSOCK_MEMORY / ++vs->nconns;
+	/* The less is left, the smaller the window; some have the least, whatever is. */
+	c->window = vs->windows < VSOCK_MEMORY ? (VSOCK_MEMORY - vs->windows) / VSOCK_SHARE : 0;
 	if (c->window > VSOCK_WINDOW_MAX)
 		c->window = VSOCK_WINDOW_MAX;
 	if (c->window < VSOCK_WINDOW_MIN)
 		c->window = VSOCK_WINDOW_MIN;
+	vs->windows += c->window;
+	vs->nconns++;
+	/* The socket keeps bytes, too, and fills first.  The kernel doubles this. */
+	size = (int)c->window / 2;
+	if (c->window < VSOCK_WINDOW_MAX)
+		setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof(size));
 	vsock_link(c, vsock_bucket(vs, port, peer_port));
 	return c;
 }
@@ -175,6 +183,7 @@ void vsock_conn_free(struct vsock_conn *c)
 	vsock_unlink(c);
 	vsock_close(c);
 	c->vs->nconns--;
+	c->vs->windows -= c->window;
 	free(c->buf);
 	free(c);
 }

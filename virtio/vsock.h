@@ -79,6 +79,7 @@ struct vsock {
 	struct vsock_conn *wait, **wait_tail;
 	struct vsock_listener *listeners;
 	uint32_t	nconns, next_port;
+	uint32_t	windows;	/* bytes, of all connections */
 	uint32_t	reset_head, nresets;
 	struct vsock_reset reset[VSOCK_RESETS];
 	struct io	timer;		/* timerfd, or fd -1 until needed */
