@@ -1598,7 +1598,8 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, rig_setup, rig_teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_states), T(test_pause_writes), T(test_null_machine), T(test_null_arguments), T(test_vhost), T(test_tuning),
+		T(test_states), T(test_pause_writes), T(test_null_machine), T(test_null_arguments),
+		T(test_vhost), T(test_tuning),
 		T(test_config_size),
 		T(test_out_sizes), T(test_defaults), T(test_bad_config), T(test_too_large),
 		T(test_no_room_for_tree), T(test_permission), T(test_bad_host), T(test_probe),

@@ -11,12 +11,12 @@
 #include "../../core/stock.h"
 #include "fake_kvm.h"
 
-/* Wait until there is a VM, or none any more: the VM; -1. */
+/* The VM when there is one, or is none any more, within two seconds; -1: there is none. */
 static int waits(struct stock *s, int there)
 {
-	int vm = there ? -1 : 0;
+	int i, vm = there ? -1 : 0;
 
-	while (there ? vm < 0 : vm >= 0) {
+	for (i = 0; i < 2000 && (vm >= 0) != there; i++) {
 		pthread_mutex_lock(&s->lock);
 		vm = s->vm;
 		pthread_mutex_unlock(&s->lock);
@@ -41,7 +41,7 @@ static void test_ahead(void **state)
 	assert_true(i >= 0 && vm[0] >= 0 && vm[1] >= 0 && i != vm[0] && i != vm[1]);
 	vm[2] = stock_take(&s, kvm);
 	assert_int_equal(vm[2], i);
-	waits(&s, 1);
+	assert_true(waits(&s, 1) >= 0);
 	/* A child of fork() has what is its own. */
 	if (fork() == 0) {
 		i = stock_take(&s, kvm_open());
@@ -59,6 +59,7 @@ static void test_ahead(void **state)
 	vm[0] = stock_take(&s, kvm);
 	assert_true(vm[0] >= 0);
 	i = waits(&s, 1);
+	assert_true(i >= 0);
 	close(vm[0]);
 	stock_fini(&s);
 	assert_int_equal(fcntl(i, F_GETFD), -1);
