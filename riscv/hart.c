@@ -109,23 +109,31 @@ static int hart_zero(const uint8_t *p, size_t n)
 	return 1;
 }
 
-static uint64_t hart_get(struct vcpu *v, uint64_t id)
+/* A register that this host does not have reads as 0; of other failures the first is kept. */
+static uint64_t hart_read(struct vcpu *v, uint64_t id, int *error)
 {
 	uint64_t value = 0;
+	int r = kvm_reg_get(v->fd, id, &value);
 
-	/* A register that this host does not have reads as 0. */
-	return kvm_reg_get(v->fd, id, &value) < 0 ? 0 : value;
+	if (r < 0 && r != -ENOENT && r != -EINVAL && *error == 0)
+		*error = r;
+	return r < 0 ? 0 : value;
+}
+
+static uint64_t hart_get(struct vcpu *v, uint64_t id)
+{
+	int passed_over = 0;
+
+	return hart_read(v, id, &passed_over);
 }
 
 /* Write a register down; one that cannot be read must not be saved as 0. */
 static void hart_put(struct vcpu *v, uint64_t id, struct writer *w)
 {
-	uint64_t value = 0;
-	int r = kvm_reg_get(v->fd, id, &value);
+	int error = 0;
 
-	if (r < 0 && r != -ENOENT && r != -EINVAL)
-		w->failed = 1;
-	put_u64(w, value);
+	put_u64(w, hart_read(v, id, &error));
+	w->failed |= error < 0;
 }
 
 int hart_starting(struct vcpu *v)
@@ -264,21 +272,22 @@ int hart_host(struct vcpu *v, struct hart_host *out, struct vmm_error *err)
 {
 	static const uint64_t block[] = { CONFIG_ZICBOM, CONFIG_ZICBOZ, CONFIG_ZICBOP };
 	uint64_t i;
-	int rc;
+	int rc, r = 0;
 
 	memset(out, 0, sizeof(*out));
 	rc = isa_of_vcpu(v->fd, &out->isa, err);
 	if (rc)
 		return rc;
-	out->sbi = hart_get(v, REG_SBI_ON(0));
+	out->sbi = hart_read(v, REG_SBI_ON(0), &r);
 	for (i = 0; i < 3; i++)
-		out->machine[i] = hart_get(v, REG_CONFIG(i + 2));
+		out->machine[i] = hart_read(v, REG_CONFIG(i + 2), &r);
 	for (i = 0; i < 3; i++)
-		out->block[i] = hart_get(v, block[i]);
-	out->satp = hart_get(v, CONFIG_SATP);
-	out->vlenb = isa_has(&out->isa, ISA_V) ? hart_get(v, REG_VLENB) : 0;
-	out->hz = hart_get(v, TIMER_FREQUENCY);
-	return hart_fresh(v, out, err);
+		out->block[i] = hart_read(v, block[i], &r);
+	out->satp = hart_read(v, CONFIG_SATP, &r);
+	out->vlenb = isa_has(&out->isa, ISA_V) ? hart_read(v, REG_VLENB, &r) : 0;
+	out->hz = hart_read(v, TIMER_FREQUENCY, &r);
+	/* What could not be read is not what the host lacks. */
+	return r < 0 ? fail_sys(err, -r, "registers of vCPU %u", v->id) : hart_fresh(v, out, err);
 }
 
 /* A value that must be the host's own. */
@@ -322,6 +331,7 @@ int hart_configure(struct vcpu *v, const struct hart_config *c, const struct har
 		   struct vmm_error *err)
 {
 	const uint64_t on = c->sbi & ~host->sbi, off = host->sbi & ~c->sbi;
+	uint64_t is = 0;
 	int i, r, rc;
 
 	rc = isa_apply(v->fd, &host->isa, &c->isa, err);
@@ -333,10 +343,12 @@ int hart_configure(struct vcpu *v, const struct hart_config *c, const struct har
 	for (i = 0; i < 3 && r == 0; i++)
 		if (host->machine[i] != c->machine[i])
 			r = kvm_reg_set(v->fd, REG_CONFIG((uint64_t)i + 2), &c->machine[i]);
+	if (r == 0 && on)
+		is = hart_read(v, REG_SBI_ON(0), &r);
 	if (r < 0)
 		return fail_sys(err, -r, "configuration of vCPU %u", v->id);
 	/* KVM passes over what it does not know. */
-	if (on && (hart_get(v, REG_SBI_ON(0)) & on) != on)
+	if ((is & on) != on)
 		return fail(err, VMM_EVERSION, "the snapshot uses SBI extensions this host lacks (0x%llx)",
 			    (unsigned long long)on);
 	return 0;
