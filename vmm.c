@@ -580,6 +580,8 @@ int vmm_start(struct vmm *vm, struct vmm_error *err)
 	if (state == VMM_NEW)
 		__builtin___clear_cache((char *)vm->m.mem.hva,
 					(char *)vm->m.mem.hva + vm->m.mem.size);
+	if (rc == 0 && state == VMM_NEW && vm->snap)
+		genid_lead(&vm->m);
 	/* The guest's time goes on here: as late as can be. */
 	if (rc == 0 && (state == VMM_PAUSED || vm->snap))
 		rc = hart_set_time(&vm->m.vcpu[0], vm->time, err);

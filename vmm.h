@@ -557,8 +557,9 @@ struct vmm_restore_config {
  * devices are there; the vmm_add calls that described them, made again, give each
  * its back end by its name.  Without that vmm_start() opens a disk by the path it
  * had, and consoles have no input and drop their output.  The guest finds a new
- * generation id, on which it reseeds its random numbers; its monotonic time goes
- * on from where it stood.  how may be NULL.  From the second restore on a thread of
+ * generation id, on which it reseeds its random numbers: the vCPU that does it runs
+ * alone until it has (docs/clones.md).  Its monotonic time goes on from where it
+ * stood.  how may be NULL.  From the second restore on a thread of
  * the snapshot's keeps a KVM VM ready for the next one.
  *
  * VMM_EVERSION names what the snapshot needs and this host lacks.

@@ -31,6 +31,9 @@ struct irqchip_ops {
 	/* With every vCPU out of the guest. */
 	int		(*save)(struct irqchip *chip, struct writer *w, struct vmm_error *err);
 	int		(*load)(struct irqchip *chip, struct reader *r, struct vmm_error *err);
+	/* Does the hart that gets a line's interrupts have one to take?  *hart: which it is,
+	   and its vCPU is out of the guest, as far as this is known before. */
+	int		(*pending)(struct irqchip *chip, uint32_t line, uint32_t *hart);
 	/* Its vCPUs are as new: make it fit to be loaded again; -errno. */
 	int		(*renew)(struct irqchip *chip);
 	void		(*free)(struct irqchip *chip);

@@ -26,7 +26,7 @@ struct vcpu {
 	uint32_t	id;		/* hart id, and KVM's vCPU id */
 	int		fd;
 	int		stats_fd;	/* KVM's counters; -1 until asked for */
-	uint64_t	stats_off;	/* there: exits; 0: not found yet */
+	uint64_t	exits_off, waits_off;	/* what is where in it; 0: nowhere */
 	struct kvm_run	*run;
 	size_t		run_size;
 	pthread_t	thread;
@@ -36,11 +36,23 @@ struct vcpu {
 	int		unfinished;	/* its thread's: an exit to be completed */
 	int		want_stats;	/* under m->lock: open stats_fd */
 	int		errand;		/* under m->lock: to be run; <0: what came of it */
+	timer_t		timer;		/* its thread's, while it leads */
+	int		ticking;
 	uint64_t	exits[VMM_EXITS];	/* atomic; [VMM_EXIT_KERNEL] unused */
 	uint64_t	past_exits;	/* KVM's count when it was last made as new */
 };
 
 enum want { WANT_RUN, WANT_PAUSE, WANT_STOP };
+
+/* Of the vCPUs that are to run one may do so alone at first (vcpus_lead). */
+struct lead {
+	struct vcpu	*vcpu;		/* changed under m->lock, read without; NULL: all run */
+	int		(*over)(struct vcpu *v);
+	/* Its thread's own; the first is for over(). */
+	uint64_t	seen;
+	uint64_t	begun_ns, cpu_ns;	/* when it was let go */
+	long		nap_ns;		/* until it is looked at again */
+};
 
 struct machine {
 	char		name[16];
@@ -65,6 +77,7 @@ struct machine {
 	int		state;		/* VMM_NEW ... */
 	int		want;		/* enum want */
 	uint32_t	running;	/* vCPUs not parked */
+	struct lead	lead;
 	struct vmm_event halt;		/* why it stops; type 0: it does not */
 	uint64_t	exit_code;	/* what the guest left with */
 	uint64_t	first_run_ns;	/* clock_ns() before the first KVM_RUN */
@@ -124,6 +137,13 @@ int vcpu_errand(struct vcpu *v);
 /* NEW or PAUSED -> RUNNING. */
 int vcpus_start(struct machine *m, struct vmm_error *err);
 
+/*
+ * Before vcpus_start() of a NEW machine: v runs alone until over(v) is not 0, which its thread
+ * asks more and more rarely, or it has had 100 ms of CPU time, or half a second is over.
+ * The others wait meanwhile.  v NULL: none leads.
+ */
+void vcpus_lead(struct machine *m, struct vcpu *v, int (*over)(struct vcpu *v));
+
 /* RUNNING -> PAUSED, or VMM_ESTATE if the guest stopped first. */
 int vcpus_pause(struct machine *m, struct vmm_error *err);
 
@@ -149,5 +169,9 @@ void machine_settle(struct machine *m);
 
 /* KVM's own count of a vCPU's exits, whoever handled them; 0 if it has none. */
 uint64_t vcpu_all_exits(struct vcpu *v);
+
+/* How often it has waited for an interrupt, of a vCPU that was asked for all its exits before
+   it ran; 0 if KVM does not tell. */
+uint64_t vcpu_waits(struct vcpu *v);
 
 #endif

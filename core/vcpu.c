@@ -116,6 +116,119 @@ void machine_settle(struct machine *m)
 	pthread_mutex_unlock(&m->lock);
 }
 
+/* ---- One that leads ---------------------------------------------------- */
+
+/*
+ * It may be waiting, with interrupts off, for a lock that another holds: that is over when it
+ * has had some CPU time.  It may also be waiting for a CPU or, while RAM is decoded, for pages.
+ */
+#define LEAD_NAP_NS	50000
+#define LEAD_CPU_NS	100000000u
+#define LEAD_NS		500000000u
+
+#ifndef sigev_notify_thread_id		/* glibc before 2.37 */
+#define sigev_notify_thread_id _sigev_un._tid
+#endif
+
+static uint64_t vcpu_cpu_ns(void)
+{
+	struct timespec ts = { 0, 0 };
+
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static int vcpu_leads(struct vcpu *v)
+{
+	return __atomic_load_n(&v->m->lead.vcpu, __ATOMIC_RELAXED) == v;
+}
+
+static void vcpus_follow(struct machine *m)
+{
+	pthread_mutex_lock(&m->lock);
+	__atomic_store_n(&m->lead.vcpu, NULL, __ATOMIC_RELAXED);
+	pthread_cond_broadcast(&m->cond);
+	pthread_mutex_unlock(&m->lock);
+}
+
+/* On its thread: a signal that got it out of the guest, and a kick has more than that. */
+static int vcpu_take_signal(void)
+{
+	const struct timespec now = { 0, 0 };
+	sigset_t set;
+
+	sigemptyset(&set);
+	sigaddset(&set, VCPU_SIGNAL);
+	return sigtimedwait(&set, NULL, &now) > 0;
+}
+
+/* On its thread. */
+static void vcpu_lead_end(struct vcpu *v)
+{
+	if (!v->ticking)
+		return;
+	timer_delete(v->timer);
+	vcpu_take_signal();
+	v->ticking = 0;
+}
+
+/* On its thread: the signal that kicks it comes by itself when the nap is over. */
+static void vcpu_lead_nap(struct vcpu *v)
+{
+	const struct itimerspec when = { .it_value = { 0, v->m->lead.nap_ns } };
+
+	if (timer_settime(v->timer, 0, &when, NULL) == 0)
+		return;
+	vcpu_lead_end(v);
+	vcpus_follow(v->m);
+}
+
+static void vcpu_lead_begin(struct vcpu *v)
+{
+	struct lead *l = &v->m->lead;
+	struct sigevent e;
+
+	memset(&e, 0, sizeof(e));
+	e.sigev_notify = SIGEV_THREAD_ID;
+	e.sigev_signo = VCPU_SIGNAL;
+	e.sigev_notify_thread_id = gettid();
+	if (timer_create(CLOCK_MONOTONIC, &e, &v->timer) < 0) {
+		vcpus_follow(v->m);
+		return;
+	}
+	v->ticking = 1;
+	l->nap_ns = LEAD_NAP_NS;
+	l->begun_ns = clock_ns();
+	l->cpu_ns = vcpu_cpu_ns();
+	vcpu_lead_nap(v);
+}
+
+/* On its thread, which has left the guest because of a signal. */
+static void vcpu_lead_look(struct vcpu *v)
+{
+	struct lead *l = &v->m->lead;
+
+	vcpu_take_signal();
+	if (l->over(v) || vcpu_cpu_ns() - l->cpu_ns > LEAD_CPU_NS ||
+	    clock_ns() - l->begun_ns > LEAD_NS) {
+		vcpu_lead_end(v);
+		vcpus_follow(v->m);
+		return;
+	}
+	if (l->nap_ns < LEAD_CPU_NS / 100)
+		l->nap_ns *= 2;
+	vcpu_lead_nap(v);
+}
+
+void vcpus_lead(struct machine *m, struct vcpu *v, int (*over)(struct vcpu *v))
+{
+	pthread_mutex_lock(&m->lock);
+	m->lead.over = over;
+	m->lead.seen = 0;
+	__atomic_store_n(&m->lead.vcpu, v, __ATOMIC_RELAXED);
+	pthread_mutex_unlock(&m->lock);
+}
+
 /* ---- A vCPU's thread --------------------------------------------------- */
 
 /* With m->lock held: this vCPU is out of the guest, for now or for good. */
@@ -136,12 +249,7 @@ static void vcpu_park(struct vcpu *v)
 /* On its thread, with m->lock held: the signal that got it out of the guest is taken back. */
 static void vcpu_unkick(struct vcpu *v)
 {
-	const struct timespec now = { 0, 0 };
-	sigset_t set;
-
-	sigemptyset(&set);
-	sigaddset(&set, VCPU_SIGNAL);
-	while (v->kicked && sigtimedwait(&set, NULL, &now) > 0)
+	while (v->kicked && vcpu_take_signal())
 		;
 	v->kicked = 0;
 }
@@ -170,6 +278,7 @@ static int vcpu_await_turn(struct vcpu *v)
 	int run, r;
 
 	__atomic_store_n(&v->run->immediate_exit, 1, __ATOMIC_SEQ_CST);
+	vcpu_lead_end(v);
 	if (v->unfinished) {
 		kvm_run(v->fd);		/* EINTR, and the exit is complete */
 		v->unfinished = 0;
@@ -182,7 +291,8 @@ static int vcpu_await_turn(struct vcpu *v)
 			pthread_cond_broadcast(&m->cond);
 		}
 		if (m->want == WANT_STOP ||
-		    (m->want == WANT_RUN && !events_crowded(&m->events)))
+		    (m->want == WANT_RUN && (!m->lead.vcpu || vcpu_leads(v)) &&
+		     !events_crowded(&m->events)))
 			break;
 		if (v->errand > 0) {
 			vcpu_unkick(v);
@@ -209,6 +319,8 @@ static int vcpu_await_turn(struct vcpu *v)
 		vcpu_park(v);
 	}
 	pthread_mutex_unlock(&m->lock);
+	if (run && vcpu_leads(v))
+		vcpu_lead_begin(v);
 	return run;
 }
 
@@ -301,6 +413,13 @@ static void vcpu_run_failed(struct vcpu *v, int os_errno)
 	vcpu_count(v, VMM_EXIT_OTHER);
 }
 
+static void vcpu_interrupted(struct vcpu *v)
+{
+	vcpu_count(v, VMM_EXIT_SIGNAL);
+	if (v->ticking)
+		vcpu_lead_look(v);
+}
+
 static void *vcpu_main(void *arg)
 {
 	struct vcpu *v = arg;
@@ -320,7 +439,7 @@ static void *vcpu_main(void *arg)
 		if (r >= 0)
 			vcpu_exit(v);
 		else if (r == -EINTR || r == -EAGAIN)
-			vcpu_count(v, VMM_EXIT_SIGNAL);
+			vcpu_interrupted(v);
 		else
 			vcpu_run_failed(v, -r);
 	}
@@ -539,10 +658,18 @@ static uint64_t stats_find(int fd, const char *name)
 	return 0;
 }
 
+/* One of KVM's counters, once they are open. */
+static uint64_t vcpu_stat(const struct vcpu *v, uint64_t off)
+{
+	uint64_t n;
+
+	return off && pread(v->stats_fd, &n, sizeof(n), (off_t)off) == sizeof(n) ? n : 0;
+}
+
 uint64_t vcpu_all_exits(struct vcpu *v)
 {
 	struct machine *m = v->m;
-	uint64_t val;
+	uint64_t n;
 
 	/* The ioctl waits while the vCPU is in the guest: let its own thread
 	   make it, once, between two stays. */
@@ -558,11 +685,17 @@ uint64_t vcpu_all_exits(struct vcpu *v)
 		if (v->stats_fd == -1)
 			v->stats_fd = kvm_stats(v->fd);
 		v->want_stats = 0;
-		if (v->stats_fd >= 0)
-			v->stats_off = stats_find(v->stats_fd, "exits");
+		if (v->stats_fd >= 0) {
+			v->exits_off = stats_find(v->stats_fd, "exits");
+			v->waits_off = stats_find(v->stats_fd, "wfi_exit_stat");
+		}
 	}
 	pthread_mutex_unlock(&m->lock);
-	if (!v->stats_off || pread(v->stats_fd, &val, sizeof(val), (off_t)v->stats_off) < 0)
-		return 0;
-	return val - v->past_exits;
+	n = vcpu_stat(v, v->exits_off);
+	return n > v->past_exits ? n - v->past_exits : 0;
+}
+
+uint64_t vcpu_waits(struct vcpu *v)
+{
+	return vcpu_stat(v, v->waits_off);
 }

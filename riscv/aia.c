@@ -51,6 +51,8 @@ enum { AIA_MODE_EMUL = 0, AIA_MODE_HWACCEL = 1, AIA_MODE_AUTO = 2 };
 #define APLIC_SETIE	0x1e00u
 #define APLIC_CLRIE	0x1f00u
 #define APLIC_TARGET	0x3004u
+#define APLIC_TARGET_HART 18
+#define APLIC_TARGET_ID	0x7ffu
 #define APLIC_IE	0x100u
 #define APLIC_MODE	7u		/* of sourcecfg */
 #define APLIC_DETACHED	1u
@@ -302,6 +304,23 @@ static int aia_renew(struct irqchip *chip)
 	return e;
 }
 
+/* Whether the hart would take it is told by its own registers. */
+static int aia_pending(struct irqchip *chip, uint32_t line, uint32_t *hart)
+{
+	struct aia *a = (struct aia *)chip;
+	uint32_t target = 0, id;
+	uint64_t pending = 0, enabled = 0;
+
+	if (kvm_attr_get(a->fd, AIA_APLIC, APLIC_TARGET + 4 * (line - 1), &target) < 0)
+		return 0;
+	*hart = target >> APLIC_TARGET_HART;
+	id = target & APLIC_TARGET_ID;
+	return id < 64 && *hart < a->m->nvcpus &&
+	       kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(*hart, IMSIC_EIP0), &pending) == 0 &&
+	       kvm_attr_get(a->fd, AIA_IMSIC, imsic_attr(*hart, IMSIC_EIE0), &enabled) == 0 &&
+	       (pending & enabled) >> id & 1;
+}
+
 static void aia_free(struct irqchip *chip)
 {
 	struct aia *a = (struct aia *)chip;
@@ -317,6 +336,7 @@ static const struct irqchip_ops aia_ops = {
 	.fdt	= aia_fdt,
 	.save	= aia_save,
 	.load	= aia_load,
+	.pending = aia_pending,
 	.renew	= aia_renew,
 	.free	= aia_free,
 };

@@ -16,6 +16,7 @@
 
 #include "map.h"
 #include "platform.h"
+#include "regs.h"
 
 struct genid {
 	struct device	dev;
@@ -65,6 +66,45 @@ static const struct device_ops genid_ops = {
 	.cloned		= genid_cloned,
 	.free		= genid_free,
 };
+
+/*
+ * Has the hart that leads reseeded?  The interrupt is no longer in its interrupt file, and
+ * interrupts are on again, which they are not in a handler; or since this was seen the hart
+ * has waited, or turned to a device: Linux prints a line when it has reseeded, which takes
+ * longer than all the rest.
+ */
+static int genid_handled(struct vcpu *v)
+{
+	struct machine *m = v->m;
+	uint64_t sstatus = 0, seen;
+	uint32_t hart;
+
+	if (m->irqchip->ops->pending(m->irqchip, IRQ_GENID, &hart) ||
+	    kvm_reg_get(v->fd, CSR_SSTATUS, &sstatus) < 0)
+		return 0;
+	seen = 1 + vcpu_waits(v) + v->exits[VMM_EXIT_MMIO] + v->exits[VMM_EXIT_SBI];
+	if (sstatus & SSTATUS_SIE || (m->lead.seen && seen > m->lead.seen))
+		return 1;
+	m->lead.seen = seen;
+	return 0;
+}
+
+/*
+ * The interrupt goes to one hart.  Until that has reseeded, a program on another could draw
+ * the original's random numbers.
+ */
+void genid_lead(struct machine *m)
+{
+	uint32_t hart, mp = KVM_MP_STOPPED;
+	struct vcpu *v = NULL;
+
+	if (m->nvcpus > 1 && m->irqchip->ops->pending(m->irqchip, IRQ_GENID, &hart) &&
+	    kvm_mp_get(m->vcpu[hart].fd, &mp) == 0 && mp == KVM_MP_RUNNABLE) {
+		v = &m->vcpu[hart];
+		vcpu_all_exits(v);		/* opens its counters */
+	}
+	vcpus_lead(m, v, genid_handled);
+}
 
 int genid_add(struct machine *m, struct vmm_error *err)
 {

@@ -25,6 +25,9 @@ int rtc_add(struct machine *m, struct vmm_error *err);		/* rtc.c */
 int genid_add(struct machine *m, struct vmm_error *err);	/* genid.c */
 int doorbell_add(struct machine *m, struct vmm_error *err);	/* doorbell.c */
 
+/* Before a clone starts: of its harts, the one that hears of the new generation leads. */
+void genid_lead(struct machine *m);
+
 /* What the doorbell and its SBI call do. */
 void doorbell_ring(struct machine *m, uint32_t vcpu, uint64_t value);
 void doorbell_exit(struct machine *m, uint32_t vcpu, uint64_t code);

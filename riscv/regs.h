@@ -38,6 +38,8 @@
 #define X_A0		10
 #define X_A1		11
 
+#define CSR_SSTATUS	REG_CSR(0)
+#define SSTATUS_SIE	0x2u
 #define CSR_SIP		REG_CSR(7)
 #define CSR_SCOUNTEREN	REG_CSR(9)
 #define CSR_SMSTATEEN	0x20000u	/* the subtype that holds sstateen0 */

@@ -743,6 +743,25 @@ uint64_t fake_reg(struct fake_vcpu *v, uint64_t id)
 	return value[0];
 }
 
+int fake_claim(struct fake_vcpu *v, uint32_t id)
+{
+	struct vcpu_object *c = &vcpus[v->fd];
+	int pending;
+
+	pthread_mutex_lock(&lock);
+	pending = (int)(c->eip >> id & 1);
+	c->eip &= ~(1ull << id);
+	pthread_mutex_unlock(&lock);
+	return pending;
+}
+
+void fake_interrupts(struct fake_vcpu *v, int on)
+{
+	pthread_mutex_lock(&lock);
+	reg_find(&vcpus[v->fd], CSR_SSTATUS)->value[0] = on ? SSTATUS_SIE : 0;
+	pthread_mutex_unlock(&lock);
+}
+
 int kvm_reg_list(int vcpu, struct kvm_reg_list *list)
 {
 	struct vcpu_object *c;

@@ -108,6 +108,11 @@ uint64_t fake_slot(struct fake_vm *vm, uint64_t *gpa, void **hva);
 /* A register of a vCPU, whatever it is doing. */
 uint64_t fake_reg(struct fake_vcpu *v, uint64_t id);
 
+/* What a guest does to its own hart: takes interrupt id, if it is pending (1); with its
+   handler at work interrupts are off, else on (sstatus.SIE). */
+int fake_claim(struct fake_vcpu *v, uint32_t id);
+void fake_interrupts(struct fake_vcpu *v, int on);
+
 /* ---- What guests do; each returns what the guest's function returns ------- */
 
 int fake_write(struct fake_vcpu *v, uint64_t gpa, uint32_t len, uint64_t value);

@@ -230,6 +230,74 @@ static void test_no_errands(void **state)
 	vmm_snap_free(s);
 }
 
+static struct {
+	int	handled, early, deaf;	/* atomic */
+} genid_guest;
+
+/* Hart 1 has interrupts off, then takes identity 5, handles it, and has them on; the other
+   tells whether it ran before that. */
+static int hears_late(struct fake_vcpu *v)
+{
+	if (v->id == 0) {
+		if (!__atomic_load_n(&genid_guest.handled, __ATOMIC_SEQ_CST))
+			__atomic_store_n(&genid_guest.early, 1, __ATOMIC_SEQ_CST);
+		return rig_rings(v);
+	}
+	if (__atomic_load_n(&genid_guest.deaf, __ATOMIC_SEQ_CST))
+		return FAKE_AGAIN;
+	if (++v->step == 5)
+		fake_claim(v, 5);
+	if (v->step == 10) {
+		__atomic_store_n(&genid_guest.handled, 1, __ATOMIC_SEQ_CST);
+		fake_interrupts(v, 1);
+	}
+	return FAKE_NAP;
+}
+
+/* No hart of a clone runs before the one that hears of the new generation has handled it;
+   but for one that never does, nobody waits for long. */
+static void test_lead(void **state)
+{
+	const uint32_t rising = 4, target = 1 << 18 | 5, line = 1u << IRQ_GENID, on = 0x100;
+	const uint64_t identity = 1 << 5, deliver = 1;
+	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm *vm, *a;
+	struct vmm_snap *s;
+	int i, aia;
+
+	(void)state;
+	fake.boot_all = 1;
+	vm = original();
+	aia = fake_aia(fake_vm());
+	assert_int_equal(kvm_attr_set(aia, 3, 4 * IRQ_GENID, &rising), 0);
+	assert_int_equal(kvm_attr_set(aia, 3, 0x3000 + 4 * IRQ_GENID, &target), 0);
+	assert_int_equal(kvm_attr_set(aia, 3, 0x1e00, &line), 0);
+	assert_int_equal(kvm_attr_set(aia, 3, 0, &on), 0);
+	assert_int_equal(kvm_attr_set(aia, 4, 1 << 12 | 0xc0, &identity), 0);
+	assert_int_equal(kvm_attr_set(aia, 4, 1 << 12 | 0x70, &deliver), 0);
+	s = take(vm);
+	vmm_free(vm);
+	fake.guest = hears_late;
+	/* 0 and 1: in another VM, and in place.  2: deaf.  3: no clone. */
+	for (i = 0; i < 4; i++) {
+		memset(&genid_guest, 0, sizeof(genid_guest));
+		genid_guest.deaf = i >= 2;
+		how.flags = i == 3 ? VMM_RESUME : 0;
+		if (i == 1)
+			assert_ok(vmm_reset(a, &err));
+		else
+			assert_ok(vmm_restore(&a, s, &how, &err));
+		assert_ok(vmm_start(a, &err));
+		rig_event(a, VMM_EV_DOORBELL);
+		assert_int_equal(__atomic_load_n(&genid_guest.early, __ATOMIC_SEQ_CST), i >= 2);
+		if (i == 0)
+			assert_ok(vmm_pause(a, &err));
+		else
+			vmm_free(a);
+	}
+	vmm_snap_free(s);
+}
+
 /* A clone has an identity of its own; one that goes on for the original has not. */
 static void test_identity(void **state)
 {
@@ -1105,7 +1173,8 @@ int main(void)
 {
 #define T(fn) cmocka_unit_test_setup_teardown(fn, setup, teardown)
 	const struct CMUnitTest tests[] = {
-		T(test_clone), T(test_in_place), T(test_no_errands), T(test_identity), T(test_time), T(test_order), T(test_timers),
+		T(test_clone), T(test_in_place), T(test_no_errands), T(test_lead),
+		T(test_identity), T(test_time), T(test_order), T(test_timers),
 		T(test_devices),
 		T(test_every_device), T(test_reset_under_calls), T(test_no_serial),
 		T(test_file), T(test_send), T(test_arguments), T(test_other_host),
