@@ -134,7 +134,7 @@ struct vmm_snap {
 /* What a machine is made of, as its section tells; a reader at its devices. */
 struct vm_frozen {
 	uint32_t	vcpus;
-	uint64_t	memory, time, exit_code;
+	uint64_t	memory, time;
 	uint32_t	ndevices;
 	struct reader	devices;
 };

@@ -862,7 +862,6 @@ static int restore_machine(struct vmm *vm, const struct vmm_restore_config *c,
 	vm->cfg.memory = sm.memory;
 	vm->cfg.irqchip = c->irqchip;
 	vm->time = vm->snap_time = sm.time;
-	vm->m.exit_code = sm.exit_code;
 	rc = fill_snap(ram, c->threads, lazy ? &vm->m.log : NULL, err);
 	vm_stage(vm, VMM_STAGE_LOAD);
 	source = ram->source;

@@ -32,7 +32,7 @@ void vm_put_machine(const struct vmm *vm, struct writer *w)
 	put_u32(w, m->nvcpus);
 	put_u64(w, m->mem.size);
 	put_u64(w, vm->time);
-	put_u64(w, m->exit_code);
+	put_u64(w, 0);		/* reserved */
 	for (d = m->devices; d; d = d->next)
 		n++;
 	put_u32(w, n);
@@ -54,7 +54,7 @@ int vm_get_machine(const struct vmm_snap *s, struct vm_frozen *out, struct vmm_e
 	out->vcpus = get_u32(&r);
 	out->memory = get_u64(&r);
 	out->time = get_u64(&r);
-	out->exit_code = get_u64(&r);
+	get_u64(&r);
 	out->ndevices = get_u32(&r);
 	out->devices = r;
 	if (r.failed || !out->vcpus || out->vcpus > VCPUS_MAX || !out->memory ||

@@ -357,7 +357,7 @@ static void vcpu_system_event(struct vcpu *v)
 		machine_halt(m, VMM_EV_CRASH, v->id, reason,
 			     "the guest reset the system because of a failure");
 	else if (v->run->system_event.type == KVM_SYSTEM_EVENT_SHUTDOWN)
-		machine_halt(m, VMM_EV_SHUTDOWN, v->id, m->exit_code, "%s", "");
+		machine_halt(m, VMM_EV_SHUTDOWN, v->id, 0, "%s", "");
 	else
 		machine_halt(m, VMM_EV_REBOOT, v->id, 0, "%s", "");
 }
