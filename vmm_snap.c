@@ -309,7 +309,7 @@ static int fill_lazily(struct vmm_snap *s, uint32_t threads, const struct log *l
 		s->source = snap_lazy_source(s->lazy);
 	if (rc != VMM_ENOTSUP)
 		return rc;
-	log_line(log, VMM_LOG_INFO, "RAM is decoded before the start (%s)", err->message);
+	log_line(log, VMM_LOG_WARN, "RAM is decoded before the start (%s)", err->message);
 	return fill_now(s, threads, err);
 }
 

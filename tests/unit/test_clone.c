@@ -1055,7 +1055,7 @@ static int heard;
 static void hears(void *arg, int level, const char *line)
 {
 	(void)arg;
-	heard |= level == VMM_LOG_INFO && strstr(line, "userfaultfd") != NULL;
+	heard |= level == VMM_LOG_WARN && strstr(line, "userfaultfd") != NULL;
 }
 
 /* From now on this process has no userfaultfd, as in a container: not by its system
