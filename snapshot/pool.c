@@ -85,6 +85,8 @@ static int pool_park(const struct vmm_pool *p, struct vmm *vm, struct vmm_error 
 		step = left && left < POOL_STEP_MS ? left : POOL_STEP_MS;
 		left -= left ? step : 0;
 		rc = vmm_wait(vm, (int)step, &ev, err);
+		if (ev.type == VMM_EV_DEVICE)
+			ev.type = VMM_EV_NONE;		/* the guest runs on */
 	}
 	if (rc == 0 && ev.type == VMM_EV_NONE)
 		rc = fail(err, VMM_ETIMEDOUT, "pool %s: the guest does not ring within %u ms",

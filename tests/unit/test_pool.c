@@ -147,6 +147,14 @@ static void test_again(void **state)
 	vmm_snap_free(s);
 }
 
+/* A device's trouble, of which a guest that runs on has heard before it rings. */
+static int trouble(void *arg, struct vmm *vm)
+{
+	(void)arg;
+	events_push(&rig_inside(vm)->events, VMM_EV_DEVICE, 0, 0, "net0: link down");
+	return 0;
+}
+
 static void test_park(void **state)
 {
 	struct vmm_pool_config cfg = VMM_POOL_INIT;
@@ -158,6 +166,7 @@ static void test_park(void **state)
 	(void)state;
 	cfg.flags = VMM_POOL_PARK;
 	cfg.ready = 2;
+	cfg.prepare = trouble;
 	assert_ok(vmm_pool_create(&p, s, &cfg, &err));
 	for (i = 0; i < 6; i++) {
 		assert_ok(vmm_pool_take(p, -1, &vm, &err));
