@@ -72,6 +72,13 @@ func (h *handle) shut() (first bool) {
 	return true
 }
 
+// busy tells whether there is somebody inside beside its owner.
+func (h *handle) busy() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.users > 1
+}
+
 // close lets nobody in any more; who leaves last frees.
 func (h *handle) close() {
 	if h.shut() {

@@ -212,7 +212,9 @@ func (p *Pool) Give(vm *VM) {
 		return
 	}
 	vm.wake()
-	C.vmm_stop(vm.p, nil) // who waits for the guest gives up
+	if vm.busy() {
+		C.vmm_stop(vm.p, nil) // who waits for the guest gives up
+	}
 	vm.hush()
 	m, value := vm.machine, vm.Value
 	m.free = func() {
