@@ -739,14 +739,14 @@ static int blk_load(struct virtio *v, struct reader *r, struct vmm_error *err)
 {
 	const uint32_t shape = BLK_READONLY | BLK_OVERLAY;
 	struct blk *b = (struct blk *)v;
-	char path[BLK_PATH_MAX], dir[BLK_PATH_MAX];
+	char path[BLK_PATH_MAX], elsewhere[BLK_PATH_MAX];
 	uint32_t flags = get_u32(r);
 	uint64_t sectors = get_u64(r), bytes, ops;
 	struct layer layer;
 	int rc = 0;
 
 	get_str(r, path, sizeof(path));
-	get_str(r, dir, sizeof(dir));
+	get_str(r, elsewhere, sizeof(elsewhere));	/* where an overlay lies is for the host to say */
 	get_bytes(r, b->serial, sizeof(b->serial));
 	bytes = get_u64(r);
 	ops = get_u64(r);
@@ -756,8 +756,6 @@ static int blk_load(struct virtio *v, struct reader *r, struct vmm_error *err)
 		return fail(err, VMM_EVERSION, "disk %s is of another size or kind", v->name);
 	if (b->fd < 0) {
 		rc = blk_copy(&b->path, path, err);
-		if (!rc)
-			rc = blk_copy(&b->layer_dir, dir, err);
 		if (rc)
 			return rc;
 		b->flags = flags;
