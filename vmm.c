@@ -699,7 +699,6 @@ int vmm_reset(struct vmm *vm, struct vmm_error *err)
 	events_clear(&m->events);
 	vm_forget_fdt(vm);
 	memset(m->stage_ns, 0, sizeof(m->stage_ns));
-	m->first_run_ns = 0;
 	vm->time = vm->snap_time;
 	vm->mark_ns = clock_ns();
 	if (!renewed && !fresh)

@@ -79,7 +79,6 @@ struct machine {
 	uint32_t	running;	/* vCPUs not parked */
 	struct lead	lead;
 	struct vmm_event halt;		/* why it stops; type 0: it does not */
-	uint64_t	first_run_ns;	/* clock_ns() before the first KVM_RUN */
 	uint64_t	stage_ns[VMM_STAGES];
 	pthread_t	reaper;
 	int		reaping;	/* the reaper is to be joined */

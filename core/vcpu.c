@@ -313,8 +313,6 @@ static int vcpu_await_turn(struct vcpu *v)
 		   something else says so under it, and kicks then. */
 		__atomic_store_n(&v->run->immediate_exit, 0, __ATOMIC_SEQ_CST);
 		vcpu_unkick(v);
-		if (!m->first_run_ns)
-			m->first_run_ns = clock_ns();
 	} else {
 		vcpu_park(v);
 	}

@@ -42,7 +42,6 @@ enum { HART_CONFIG = 1, HART_CORE = 2, HART_CSR = 3, HART_TIMER = 4, HART_FP_F =
        HART_FP_D = 6, HART_ISA = 7, HART_SBI = 8, HART_VECTOR = 9, HART_SBI_STATE = 10 };
 
 #define HART_STA_LO	(REG_RISCV | REG_U64 | 0x0a000000 | 0)
-#define HART_STA_HI	(REG_RISCV | REG_U64 | 0x0a000000 | 1)
 #define HART_OFF	(~0ull)		/* what STA's registers are when it is off */
 
 #define HSM_EXTENSION	0x48534du
