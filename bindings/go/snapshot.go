@@ -206,7 +206,8 @@ func (s *Snapshot) Send(ctx context.Context, w io.Writer, how *WriteConfig) erro
 }
 
 // Merge writes a file and all that it stands on as one file, to, that stands on
-// none.  Nothing is compressed again; of how, which may be nil, Progress counts.
+// none.  Nothing is compressed again; how may be nil, and only its Progress is used,
+// which is told frames, not bytes.
 func Merge(ctx context.Context, from, to string, how *WriteConfig) error {
 	how = orZero(how)
 	return writing(ctx, how, func(c *C.struct_vmm_write_config) error {

@@ -223,16 +223,11 @@ def snap_merge(
     source: Path,
     to: Path,
     *,
-    level: int = 0,
-    threads: int = 0,
     progress: Progress | None = None,
 ) -> None:
     """Write a snapshot file and all that it stands on as one file that stands on none.
-    Nothing is compressed again."""
-    _write(
-        lib.vmm_snap_merge, os.fsencode(source), os.fsencode(to),
-        level=level, threads=threads, progress=progress,
-    )  # fmt: skip
+    Nothing is compressed again; progress is told frames."""
+    _write(lib.vmm_snap_merge, os.fsencode(source), os.fsencode(to), progress=progress)
 
 
 def snap_verify(path: Path) -> None:
