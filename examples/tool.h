@@ -96,11 +96,15 @@ uint32_t parse_count(const char *arg, struct argp_state *state);
 error_t devices_option(struct devices *all, int key, char *arg, int restored,
 		       struct argp_state *state);
 
+/* A machine that was saved with --console has no serial port: it is restored so, too. */
+void devices_saved(struct devices *all, const struct vmm_snap *snap);
+
 /* in: what is typed.  0, or an exit code. */
 int devices_add(struct vmm *vm, const struct devices *all, int in, struct vmm_error *err);
 
-/* Would several machines of snap write to one disk?  Then who they are, and which. */
-int devices_shared(const struct devices *all, const struct vmm_snap *snap, const char *who, char *why,
+/* Is there a disk of snap that several machines, or one that goes back, must not write to?
+   Then which, after what it is about. */
+int devices_shared(const struct devices *all, const struct vmm_snap *snap, const char *what, char *why,
 		   size_t cap);
 
 /* ---- tool_fork.c ---------------------------------------------------------- */

@@ -292,7 +292,20 @@ int devices_add(struct vmm *vm, const struct devices *all, int in, struct vmm_er
 	return code;
 }
 
-int devices_shared(const struct devices *all, const struct vmm_snap *snap, const char *who, char *why,
+void devices_saved(struct devices *all, const struct vmm_snap *snap)
+{
+	struct vmm_snap_device d;
+	int serial = 0, console = 0;
+	uint32_t i;
+
+	for (i = 0; vmm_snap_device(snap, i, &d, NULL) == 0; i++) {
+		serial |= strcmp(d.name, "serial") == 0;
+		console |= strcmp(d.name, "console") == 0;
+	}
+	all->console |= console && !serial;
+}
+
+int devices_shared(const struct devices *all, const struct vmm_snap *snap, const char *what, char *why,
 		   size_t cap)
 {
 	struct vmm_snap_device d;
@@ -307,7 +320,7 @@ int devices_shared(const struct devices *all, const struct vmm_snap *snap, const
 				break;
 		if (k < all->ndisks)
 			continue;
-		snprintf(why, cap, "%s would share the disk %s: give it with ro or overlay, by --disk", who,
+		snprintf(why, cap, "%s the disk %s: give it with ro or overlay, by --disk", what,
 			 d.name);
 		return 1;
 	}

@@ -132,7 +132,7 @@ struct json_object *family_fork(struct family *f, struct vmm *vm, uint32_t n, st
 	if (was == VMM_RUNNING && vmm_state(vm) == VMM_PAUSED && vmm_start(vm, rc ? NULL : err))
 		rc = rc ? rc : err->code;
 	pause = now_us() - begin;
-	if (rc == 0 && devices_shared(f->devices, snap, "children", err->message, sizeof(err->message)))
+	if (rc == 0 && devices_shared(f->devices, snap, "children would share", err->message, sizeof(err->message)))
 		rc = err->code = VMM_EINVAL;
 	o = json_object_new_object();
 	list = json_object_new_array();

@@ -320,7 +320,9 @@ static int learn(struct vmm_snap *snap, const struct files *f, uint32_t flags,
 		return rc;
 	rc = vmm_start(vm, err);
 	for (i = 0; i < f->rings && rc == 0; i++) {
-		rc = vmm_wait(vm, f->seconds * 1000, &ev, err);
+		do	/* a device's trouble is its guest's */
+			rc = vmm_wait(vm, f->seconds * 1000, &ev, err);
+		while (rc == 0 && ev.type == VMM_EV_DEVICE);
 		if (rc == 0 && ev.type != VMM_EV_DOORBELL) {
 			snprintf(err->message, sizeof(err->message), "%s: %s", f->name[0],
 				 ev.type == VMM_EV_NONE ? "the guest did not ring in time" :

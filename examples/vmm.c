@@ -86,6 +86,7 @@ struct run {
 	uint32_t	count;		/* of clones; 0: one, on this terminal */
 	struct devices	devices;
 	int		no_reboot, timing, json, verbose;
+	char		no_return[160];	/* why a restored machine does not go back, or "" */
 };
 
 static const struct argp_option run_options[] = {
@@ -373,7 +374,9 @@ static int take_event(struct vmm *vm, const struct run *run, struct vmm_error *e
 	case VMM_EV_SHUTDOWN:
 		return (int)(ev.value & 255);
 	case VMM_EV_REBOOT:
-		if (run->no_reboot)
+		if (run->no_return[0] && !run->no_reboot)
+			fprintf(stderr, "vmm: %s\n", run->no_return);
+		if (run->no_reboot || run->no_return[0])
 			return 0;
 		if (vmm_reset(vm, err) || vmm_start(vm, err))
 			return trouble(err);
@@ -488,7 +491,7 @@ static int restore_clones(struct vmm_snap *snap, const struct run *run, int sigf
 	int code = 0;
 	uint32_t i;
 
-	if (!vm || devices_shared(&run->devices, snap, "clones", err.message, sizeof(err.message)))
+	if (!vm || devices_shared(&run->devices, snap, "clones would share", err.message, sizeof(err.message)))
 		code = trouble(&err);
 	for (i = 0; i < run->count && code == 0; i++) {
 		if (vmm_restore(&vm[i], snap, &run->restore, &err))
@@ -526,15 +529,21 @@ static int run_any(struct run *run)
 		fprintf(stderr, "vmm: %s\n", strerror(errno));
 		return EXIT_TROUBLE;
 	}
-	if (run->file && vmm_snap_open(&snap, run->file, &err))
+	if (run->file && vmm_snap_open(&snap, run->file, &err) == 0)
+		devices_saved(&run->devices, snap);
+	if (run->file && !snap)
 		code = trouble(&err);
 	else if (run->count)
 		code = restore_clones(snap, run, sigfd);
 	else if (run->file ? vmm_restore(&vm, snap, &run->restore, &err)
 			   : vmm_create(&vm, &run->cfg, &err))
 		code = trouble(&err);
-	else
+	else {
+		if (snap)
+			devices_shared(&run->devices, snap, "the guest restarts, and what was saved may no "
+				       "longer fit", run->no_return, sizeof(run->no_return));
 		code = run_machine(vm, run, pipefd[0], pipefd[1], sigfd);
+	}
 	vmm_free(vm);
 	vmm_snap_free(snap);
 	return code;
