@@ -260,7 +260,8 @@ VMM_API int vmm_balloon(struct vmm *vm, const char *name, uint64_t bytes, struct
 
 /*
  * Have the guest of a RUNNING machine give back what it has free, now: before a
- * snapshot, say.  Waits until it has, up to timeout_ms (-1: as long as it takes).
+ * snapshot, say.  Waits until it has, up to timeout_ms (-1: as long as it takes),
+ * or until the machine no longer runs, which is 0, too.
  * VMM_ENOTSUP: its driver cannot; VMM_ETIMEDOUT: it has not come to an end.
  */
 VMM_API int vmm_trim(struct vmm *vm, const char *name, int timeout_ms, struct vmm_error *err);
@@ -290,7 +291,8 @@ VMM_API int vmm_balloon_stat(struct vmm *vm, const char *name, struct vmm_balloo
  * stream has a length of 4 bytes, big-endian, before each, as passt and QEMU
  * speak it.  mac: 6 bytes, or NULL for a random one that is locally administered.
  * A tap is made non-blocking, which all who share it see.  When the other side
- * goes, the guest's link is down.
+ * goes, the guest's link is down.  VMM_EVERSION: a restored guest uses offloads, which
+ * its tap had and this network has not.
  */
 VMM_API int vmm_add_net(struct vmm *vm, const char *name, int fd, const uint8_t *mac, struct vmm_error *err);
 
@@ -310,7 +312,8 @@ VMM_API int vmm_connect(struct vmm *vm, uint32_t port, int timeout_ms, int *out,
 
 /*
  * *out is a listening socket: accept() on it gives the connections that the guest
- * makes to this port of the host, CID 2.  Closing it ends that.
+ * makes to this port of the host, CID 2.  Closing it ends that; another one for the
+ * same port takes its place.  It is made in a directory in /tmp, /dev/shm or /run.
  */
 VMM_API int vmm_listen(struct vmm *vm, uint32_t port, int *out, struct vmm_error *err);
 
@@ -358,6 +361,10 @@ VMM_API int vmm_stop(struct vmm *vm, struct vmm_error *err);
  * asked to restart gets its restart.  One that was restored goes back to its
  * snapshot.  Devices keep what stands behind them; queued events are dropped.
  * If that cannot be done the machine is VMM_BROKEN.
+ *
+ * A disk does not go back: what was written to one without VMM_OVERLAY stays, and
+ * does not fit a snapshot that has its file system mounted.  Disks of machines that
+ * are reset to a snapshot, pooled, or restored again are read-only or overlays.
  */
 VMM_API int vmm_reset(struct vmm *vm, struct vmm_error *err);
 
@@ -460,8 +467,9 @@ VMM_API int vmm_snap_open(struct vmm_snap **out, const char *path, struct vmm_er
 VMM_API int vmm_snap_receive(struct vmm_snap **out, int fd, struct vmm_error *err);
 
 /*
- * Write a file and all that it stands on as one file, to, that stands on none; how
- * may be NULL, and of it progress counts.  Nothing is compressed again.
+ * Write a file and all that it stands on as one file, to, that stands on none.
+ * Nothing is compressed again.  how may be NULL; only its progress is used, and is
+ * told frames, not bytes.
  */
 VMM_API int vmm_snap_merge(const char *from, const char *to, const struct vmm_write_config *how, struct vmm_error *err);
 
@@ -543,7 +551,7 @@ struct vmm_restore_config {
 	uint32_t	size;		/* set by VMM_RESTORE_INIT */
 	uint32_t	flags;		/* VMM_RESUME ... */
 	uint32_t	irqchip;	/* VMM_IRQCHIP_*; need not be as it was */
-	uint32_t	threads;	/* that decode; default: one for each CPU */
+	uint32_t	threads;	/* that decode; default: one for each CPU, lazily 4 at most */
 	const char	*name;		/* this and the next two: as in vmm_config */
 	void		(*log)(void *arg, int level, const char *line);
 	void		*log_arg;
@@ -559,8 +567,8 @@ struct vmm_restore_config {
  * had, and consoles have no input and drop their output.  The guest finds a new
  * generation id, on which it reseeds its random numbers: the vCPU that does it runs
  * alone until it has (docs/clones.md).  Its monotonic time goes on from where it
- * stood.  how may be NULL.  From the second restore on a thread of
- * the snapshot's keeps a KVM VM ready for the next one.
+ * stood.  how may be NULL.  From the second restore on a thread of the snapshot's
+ * makes a KVM VM for the next one, and gives it up if none comes for a second.
  *
  * VMM_EVERSION names what the snapshot needs and this host lacks.
  */
@@ -601,13 +609,14 @@ struct vmm_pool_config {
 };
 #define VMM_POOL_INIT { sizeof(struct vmm_pool_config), 0, 0, 0, 0, NULL, NULL, NULL }
 
-/* snap outlives the pool.  config may be NULL.  Returns before a machine is ready. */
+/* Free snap after the pool.  config may be NULL.  Returns before a machine is ready. */
 VMM_API int vmm_pool_create(struct vmm_pool **out, struct vmm_snap *snap, const struct vmm_pool_config *config, struct vmm_error *err);
 
 /*
  * Take a machine, waiting up to timeout_ms (0: not at all, -1: for ever) if none
  * is ready: a NEW one, of a VMM_POOL_PARK pool a PAUSED one.  Free it with
- * vmm_free(), or give it back.  VMM_ETIMEDOUT; else why none could be made.
+ * vmm_free(), or give it back.  VMM_ETIMEDOUT: none was ready in time; other codes are those
+ * of the restore that failed.
  */
 VMM_API int vmm_pool_take(struct vmm_pool *pool, int timeout_ms, struct vmm **out, struct vmm_error *err);
 
@@ -650,7 +659,8 @@ struct vmm_stats {
 	uint64_t	stage_ns[8];	/* [VMM_STAGE_*]: what each took, in ns */
 	uint64_t	setup_ns;	/* spent in vmm_create and vmm_start together */
 	uint64_t	exits[8];	/* [VMM_EXIT_*], all vCPUs together */
-	uint64_t	memory_own;	/* bytes that no other machine shares */
+	uint64_t	memory_own;	/* bytes that no other machine shares; 0 if another process
+					   serves a device (vmm_add_fs) */
 	uint64_t	memory_waits;	/* accesses that waited for RAM to be decoded */
 	uint64_t	memory_decoded;	/* bytes decoded, for all machines of the snapshot */
 };

@@ -122,7 +122,7 @@ func (vm *VM) dial(ctx context.Context, port uint32) (int, error) {
 }
 
 // Listen gives a listener for connections that the guest makes to a port of the
-// host, CID 2.
+// host, CID 2.  A second one for a port takes the place of the first.
 func (vm *VM) Listen(port uint32) (net.Listener, error) {
 	var fd C.int
 	err := vm.do(func(p cVM, _ []*C.char, e cError) C.int {

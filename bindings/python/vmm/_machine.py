@@ -162,7 +162,8 @@ class Machine(Owner):
             call(lib.vmm_add_serial, vm, fileno(input), fileno(output))
 
     def open_serial(self) -> socket.socket:
-        """add_serial(), with a socket at the other end, which is returned.
+        """add_serial(), with a socket at the other end, which is returned.  It must be
+        read: a guest waits rather than lose output.
 
         >>> console = vm.open_serial()
         >>> vm.start()
@@ -347,7 +348,8 @@ class Machine(Owner):
 
     def listen(self, port: int) -> socket.socket:
         """A listening socket: accept() on it gives the connections that the guest makes
-        to this port of the host, CID 2.  Closing it ends that.
+        to this port of the host, CID 2.  Closing it ends that, and a second one for
+        the port takes its place.
 
         >>> with vm.listen(1024) as listener:
         ...     vm.start()
