@@ -643,6 +643,9 @@ static int transport_load_done(struct transport *t, struct vmm_error *err)
 	uint64_t alien = t->driver_features & ~v->offers;
 	uint32_t i;
 
+	/* No guest gets there, but a file might. */
+	if ((t->status & VIRTIO_CONFIG_S_DRIVER_OK) && !(t->status & VIRTIO_CONFIG_S_FEATURES_OK))
+		return fail(err, VMM_EFORMAT, "state of %s: status 0x%x", v->name, t->status);
 	if ((t->status & VIRTIO_CONFIG_S_FEATURES_OK) && alien)
 		return fail(err, VMM_EVERSION, "%s: the guest uses features 0x%llx that it lacks here",
 			    v->name, (unsigned long long)alien);

@@ -345,6 +345,11 @@ static void test_roundtrip(void **state)
 	c->v.offers &= ~(1ull << 50);
 	assert_int_equal(drv_load(d, &w, &err), VMM_EVERSION);
 	assert_non_null(strstr(err.message, "features 0x4000000000000"));
+	/* Nor if the driver is said to be at work without having agreed on them. */
+	assert_int_equal(w.data[0], 0xf);
+	w.data[0] &= (uint8_t)~VIRTIO_CONFIG_S_FEATURES_OK;
+	assert_int_equal(drv_load(d, &w, &err), VMM_EFORMAT);
+	w.data[0] = 0xf;
 	c->v.offers |= 1ull << 50;
 	drv_detach(d);
 	make(d, NOTIFY_LOOP, 4);
