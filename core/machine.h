@@ -50,7 +50,9 @@ struct lead {
 	int		(*over)(struct vcpu *v);
 	/* Its thread's own; the first is for over(). */
 	uint64_t	seen;
-	uint64_t	begun_ns, cpu_ns;	/* when it was let go */
+	uint64_t	end_ns;		/* when the others go in any case; 0: not begun */
+	uint64_t	cpu_ns;		/* CPU time of its thread when it last went on, and */
+	uint64_t	spent_ns;	/* what it has had before that */
 	long		nap_ns;		/* until it is looked at again */
 };
 

@@ -170,6 +170,7 @@ static void vcpu_lead_end(struct vcpu *v)
 	timer_delete(v->timer);
 	vcpu_take_signal();
 	v->ticking = 0;
+	v->m->lead.spent_ns += vcpu_cpu_ns() - v->m->lead.cpu_ns;
 }
 
 /* On its thread: the signal that kicks it comes by itself when the nap is over. */
@@ -198,8 +199,9 @@ static void vcpu_lead_begin(struct vcpu *v)
 	}
 	v->ticking = 1;
 	l->nap_ns = LEAD_NAP_NS;
-	l->begun_ns = clock_ns();
 	l->cpu_ns = vcpu_cpu_ns();
+	if (!l->end_ns)
+		l->end_ns = clock_ns() + LEAD_NS;
 	vcpu_lead_nap(v);
 }
 
@@ -209,8 +211,8 @@ static void vcpu_lead_look(struct vcpu *v)
 	struct lead *l = &v->m->lead;
 
 	vcpu_take_signal();
-	if (l->over(v) || vcpu_cpu_ns() - l->cpu_ns > LEAD_CPU_NS ||
-	    clock_ns() - l->begun_ns > LEAD_NS) {
+	if (l->over(v) || l->spent_ns + vcpu_cpu_ns() - l->cpu_ns > LEAD_CPU_NS ||
+	    clock_ns() > l->end_ns) {
 		vcpu_lead_end(v);
 		vcpus_follow(v->m);
 		return;
@@ -224,7 +226,7 @@ void vcpus_lead(struct machine *m, struct vcpu *v, int (*over)(struct vcpu *v))
 {
 	pthread_mutex_lock(&m->lock);
 	m->lead.over = over;
-	m->lead.seen = 0;
+	m->lead.seen = m->lead.end_ns = m->lead.spent_ns = 0;
 	__atomic_store_n(&m->lead.vcpu, v, __ATOMIC_RELAXED);
 	pthread_mutex_unlock(&m->lock);
 }
