@@ -20,6 +20,7 @@
 
 #include "mem.h"
 #include "pagemap.h"
+#include "thread.h"
 
 #define MEM_ALIGN	(2ull << 20)
 #define MEM_PAGE	4096u
@@ -519,11 +520,14 @@ void mem_seal(int fd)
 
 int mem_share(struct mem *m, struct vmm_error *err)
 {
+	sigset_t before;
 	int fd, rc;
 
 	if (m->kind == MEM_SHARED)
 		return 0;
+	thread_hold(&before);
 	rc = mem_memfd(m, &fd, NULL, err);
+	thread_release(&before, rc);
 	if (rc)
 		return rc;
 	if (mmap(m->hva, m->size + MEM_TAIL, PROT_READ | PROT_WRITE,

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "../core/thread.h"
 #include "layer.h"
 
 #define LAYER_SECTOR	512u
@@ -26,8 +27,22 @@ static size_t layer_bytes(uint64_t sectors)
 	return (size_t)((sectors + 63) / 64 * 8);
 }
 
+/* On the caller's thread, where it may raise SIGXFSZ.  0 or an errno value. */
+static int layer_resize(struct layer *l, uint64_t sectors)
+{
+	sigset_t before;
+	int e;
+
+	thread_hold(&before);
+	e = ftruncate(l->fd, (off_t)(sectors * LAYER_SECTOR)) < 0 ? errno : 0;
+	thread_release(&before, e);
+	return e;
+}
+
 int layer_open(struct layer *l, uint64_t sectors, const char *dir, struct vmm_error *err)
 {
+	int e;
+
 	memset(l, 0, sizeof(*l));
 	l->in_memory = !dir;
 	l->sectors = sectors;
@@ -44,9 +59,8 @@ int layer_open(struct layer *l, uint64_t sectors, const char *dir, struct vmm_er
 		l->fd = -1;
 		return fail_sys(err, errno, "overlay map");
 	}
-	if (ftruncate(l->fd, (off_t)(sectors * LAYER_SECTOR)) < 0) {
-		int e = errno;
-
+	e = layer_resize(l, sectors);
+	if (e) {
 		layer_close(l);
 		return fail_sys(err, e, "overlay of %llu sectors", (unsigned long long)sectors);
 	}
@@ -65,9 +79,10 @@ void layer_close(struct layer *l)
 int layer_grow(struct layer *l, uint64_t sectors, struct vmm_error *err)
 {
 	void *p;
+	int e = layer_resize(l, sectors);
 
-	if (ftruncate(l->fd, (off_t)(sectors * LAYER_SECTOR)) < 0)
-		return fail_sys(err, errno, "overlay of %llu sectors", (unsigned long long)sectors);
+	if (e)
+		return fail_sys(err, e, "overlay of %llu sectors", (unsigned long long)sectors);
 	p = mremap(l->bits, layer_bytes(l->sectors), layer_bytes(sectors), MREMAP_MAYMOVE);
 	if (p == MAP_FAILED)
 		return fail_sys(err, errno, "overlay map");
