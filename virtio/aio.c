@@ -207,11 +207,13 @@ static void uring_reap(struct aio *a, int wait)
 {
 	struct io_uring_cqe *cqe;
 	struct aio_req *r;
+	unsigned int n;
 	int64_t result;
 
 	if (wait)
 		io_uring_wait_cqe(&a->ring, &cqe);	/* EINTR: once more */
-	while (io_uring_peek_cqe(&a->ring, &cqe) == 0) {
+	/* Those that are done now: each may begin another piece, which is soon done, too. */
+	for (n = io_uring_cq_ready(&a->ring); n && io_uring_peek_cqe(&a->ring, &cqe) == 0; n--) {
 		r = io_uring_cqe_get_data(cqe);
 		result = cqe->res;
 		io_uring_cqe_seen(&a->ring, cqe);

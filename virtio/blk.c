@@ -48,6 +48,7 @@
 #define BLK_MANY	3u		/* as many are worth a switch of threads; */
 #define BLK_FEW		4u		/* so often fewer are not */
 #define BLK_REQS_MAX	1024u		/* in flight on one disk */
+#define BLK_BUSY_MAX	(64u << 20)	/* bytes of theirs: whoever pauses waits for them */
 #define BLK_SLAB	4u		/* requests are made so many at a time, when needed */
 #define BLK_UNMAP_MAX	(8u << 20)	/* sectors of one discard */
 #define BLK_PATH_MAX	4096u
@@ -61,6 +62,7 @@ struct blk_req {
 	struct queue	*q;
 	uint16_t	head;
 	uint32_t	in_len;
+	uint64_t	cost;		/* bytes it moves, or has the host write */
 	uint8_t		*status;	/* in guest RAM */
 	uint64_t	off, left;	/* still to do */
 	uint64_t	piece;		/* of it, being done */
@@ -91,6 +93,7 @@ struct blk {
 	struct blk_slab	*slabs;
 	struct blk_req	*free;
 	uint32_t	more;		/* requests that may still be made */
+	uint64_t	busy;		/* cost of those in flight */
 	int		stalled;	/* requests were left in a ring */
 	uint32_t	many;		/* left to the I/O thread, so often if it finds few */
 	uint32_t	alone;		/* notifications since that was tried */
@@ -100,8 +103,15 @@ struct blk {
 
 /* ---- Requests --------------------------------------------------------------- */
 
+static void blk_cost(struct blk_req *r, uint64_t bytes)
+{
+	r->cost += bytes;
+	r->b->busy += bytes;
+}
+
 static void blk_release(struct blk_req *r)
 {
+	r->b->busy -= r->cost;
 	r->next = r->b->free;
 	r->b->free = r;
 }
@@ -419,6 +429,8 @@ static int blk_unmap(struct blk_req *r, const struct chain *c, uint32_t type)
 		r->aio.flags = FALLOC_FL_KEEP_SIZE | FALLOC_FL_ZERO_RANGE;
 	r->aio.off = r->off = seg.sector * BLK_SECTOR;
 	r->aio.len = (uint64_t)seg.num_sectors * BLK_SECTOR;
+	if (r->aio.flags & FALLOC_FL_ZERO_RANGE)
+		blk_cost(r, r->aio.len);	/* the host may have to write them */
 	r->aio.done = blk_done;
 	return blk_submit(r);
 }
@@ -444,6 +456,8 @@ static int blk_start(struct blk *b, struct queue *q, const struct chain *c)
 	}
 	r = b->free;
 	b->free = r->next;
+	r->cost = 0;
+	blk_cost(r, (uint64_t)c->in_len + c->out_len);
 	r->q = q;
 	r->head = c->head;
 	r->in_len = c->in_len;
@@ -471,6 +485,7 @@ static int blk_start(struct blk *b, struct queue *q, const struct chain *c)
 static void blk_notify(struct virtio *v, struct queue *q)
 {
 	struct blk *b = (struct blk *)v;
+	struct blk_req *r;
 	struct chain c;
 	uint32_t n;
 
@@ -486,17 +501,18 @@ static void blk_notify(struct virtio *v, struct queue *q)
 		return;
 	}
 	for (n = 0; queue_pop(q, &c); n++) {
-		if (!blk_have(b) || !throttle_ok(&b->throttle)) {
+		if (!blk_have(b) || b->busy >= BLK_BUSY_MAX || !throttle_ok(&b->throttle)) {
 			queue_unpop(q);
 			b->stalled = 1;
 			break;
 		}
+		r = b->free;
 		if (blk_start(b, q, &c) == BLK_LATER) {
 			queue_unpop(q);
 			queue_again(q);
 			break;
 		}
-		throttle_charge(&b->throttle, (uint64_t)c.out_len + c.in_len);
+		throttle_charge(&b->throttle, r->cost);
 	}
 	if (!v->on_vcpu && n >= BLK_MANY)
 		b->many = BLK_FEW;
@@ -623,9 +639,12 @@ static int blk_open_file(struct blk *b, const char *path, int fd, struct vmm_err
 	char self[32];
 	int rc;
 
-	b->fd = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : open(path, mode | O_CLOEXEC);
+	/* Not to wait for the other end of a pipe, which is refused then. */
+	b->fd = fd >= 0 ? fcntl(fd, F_DUPFD_CLOEXEC, 3) : open(path, mode | O_NONBLOCK | O_CLOEXEC);
 	if (b->fd < 0)
 		return fail_sys(err, errno, "open %s", path ? path : b->v.name);
+	if (fd < 0)
+		fcntl(b->fd, F_SETFL, mode);
 	if (b->flags & BLK_DIRECT) {
 		snprintf(self, sizeof(self), "/proc/self/fd/%d", b->fd);
 		b->direct_fd = open(self, mode | O_DIRECT | O_CLOEXEC);

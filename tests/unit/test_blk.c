@@ -505,6 +505,36 @@ static void test_pause(void **state)
 	}
 }
 
+/* Who waits for a disk to be quiet waits for so many bytes at most, whatever is in its ring. */
+static void test_bounded(void **state)
+{
+	enum { ALL = 64, EACH = 2 << 20, AT_ONCE = (64 << 20) / EACH };
+	struct disk_test *t = *state;
+	struct driver *d = &t->d;
+	struct drv_buf b[3];
+	struct request r;
+	uint32_t i;
+
+	d->num = 4 * ALL;
+	start(t, BLK_BASE_FEATURES);
+	r = ask(d, 0, VIRTIO_BLK_T_IN, 0, EACH, NULL);
+	b[0] = (struct drv_buf){ r.hdr, sizeof(struct virtio_blk_outhdr) };
+	b[1] = (struct drv_buf){ r.data, EACH };
+	for (i = 1; i < ALL; i++) {
+		b[2] = (struct drv_buf){ drv_alloc(d, 1), 1 };
+		drv_add(d, 0, b, 1, 2);
+	}
+	loop_hold(&d->loop);
+	drv_notify(d, 0);
+	d->dev->ops->quiesce(d->dev);
+	for (i = 0; drv_get(d, 0, NULL, NULL); i++)
+		;
+	assert_in_range(i, 1, AT_ONCE + 1);
+	loop_release(&d->loop);
+	for (; i < ALL; i++)
+		assert_true(drv_wait(d, 0, NULL, NULL));
+}
+
 /* The overlay has every other sector of the first n, so that they are n pieces. */
 static void interleave(struct disk_test *t, uint32_t n)
 {
@@ -872,6 +902,7 @@ static void test_refused(void **state)
 	struct blk_config c = t->cfg;
 	struct vmm_error err;
 	struct virtio *v;
+	char pipe[80];
 
 	c.path = "/nonexistent/disk";
 	assert_int_equal(blk_new(&v, &t->d.env, "d", &c, &err), VMM_ESYS);
@@ -881,6 +912,14 @@ static void test_refused(void **state)
 	assert_int_not_equal(blk_new(&v, &t->d.env, "d", &c, &err), 0);
 	c.path = "/";
 	assert_int_not_equal(blk_new(&v, &t->d.env, "d", &c, &err), 0);
+	/* A pipe that nobody has open at the other end: it is not waited for. */
+	c.path = pipe;
+	c.flags = BLK_READONLY;
+	snprintf(pipe, sizeof(pipe), "%s.pipe", t->path);
+	assert_int_equal(mkfifo(pipe, 0600), 0);
+	assert_int_equal(blk_new(&v, &t->d.env, "d", &c, &err), VMM_ESYS);
+	unlink(pipe);
+	c.flags = 0;
 	c.path = t->path;
 	c.queues = QUEUES_MAX + 1;
 	assert_int_equal(blk_new(&v, &t->d.env, "d", &c, &err), VMM_EINVAL);
@@ -920,6 +959,10 @@ static void test_limits(void **state)
 	for (i = 0; i < 14; i++)		/* 6 or 7 at once, then 16 ms each */
 		assert_int_equal(ask_wait(d, VIRTIO_BLK_T_IN, 0, 65536, NULL, buf), 0);
 	assert_in_range(now_ms() - t0, 70, 5000);
+	t0 = now_ms();
+	for (i = 0; i < 8; i++)			/* zeroes count as what is written */
+		assert_int_equal(unmap(d, VIRTIO_BLK_T_WRITE_ZEROES, 0, 128, 0), 0);
+	assert_true(now_ms() - t0 >= 70);
 	loop_lock(&d->loop);
 	blk_limit(d->v, 0, 0);
 	loop_unlock(&d->loop);
@@ -931,7 +974,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_rw), T(test_rw_threads), T(test_forbidden), T(test_rw_direct), T(test_writethrough),
 		T(test_loop), T(test_requests), T(test_broken_requests), T(test_readonly),
-		T(test_discard), T(test_zeroes_in_memory), T(test_depth), T(test_many), T(test_pause), T(test_pieces), T(test_reset),
+		T(test_discard), T(test_zeroes_in_memory), T(test_depth), T(test_many), T(test_pause), T(test_bounded), T(test_pieces), T(test_reset),
 		T(test_overlay),
 		T(test_save), T(test_descriptor), T(test_resize), T(test_resize_overlay), T(test_no_write),
 		T(test_truncated),

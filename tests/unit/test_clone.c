@@ -261,9 +261,10 @@ static void test_lead(void **state)
 	const uint32_t rising = 4, target = 1 << 18 | 5, line = 1u << IRQ_GENID, on = 0x100;
 	const uint64_t identity = 1 << 5, deliver = 1;
 	struct vmm_restore_config how = VMM_RESTORE_INIT;
+	struct vmm_event ev = { .type = VMM_EV_NONE };
 	struct vmm *vm, *a;
 	struct vmm_snap *s;
-	int i, aia;
+	int i, k, aia;
 
 	(void)state;
 	fake.boot_all = 1;
@@ -283,12 +284,22 @@ static void test_lead(void **state)
 		memset(&genid_guest, 0, sizeof(genid_guest));
 		genid_guest.deaf = i >= 2;
 		how.flags = i == 3 ? VMM_RESUME : 0;
+		ev.type = VMM_EV_NONE;
 		if (i == 1)
 			assert_ok(vmm_reset(a, &err));
 		else
 			assert_ok(vmm_restore(&a, s, &how, &err));
+		/* Pauses give it no more time. */
+		for (k = 0; i == 2 && k < 10; k++) {
+			assert_ok(vmm_start(a, &err));
+			usleep(60000);
+			assert_ok(vmm_pause(a, &err));
+		}
+		assert_true(i != 2 || vmm_wait(a, 0, &ev, &err) == 0);
+		assert_int_equal(ev.type, i == 2 ? VMM_EV_DOORBELL : VMM_EV_NONE);
 		assert_ok(vmm_start(a, &err));
-		rig_event(a, VMM_EV_DOORBELL);
+		if (i != 2)
+			rig_event(a, VMM_EV_DOORBELL);
 		assert_int_equal(__atomic_load_n(&genid_guest.early, __ATOMIC_SEQ_CST), i >= 2);
 		if (i == 0)
 			assert_ok(vmm_pause(a, &err));
@@ -1137,8 +1148,12 @@ static void child_with_limit(void)
 	struct vmm_snap *s;
 	struct vmm *vm;
 	sigset_t set;
+	char disk[32];
+	int fd = memfd_create("disk", 0);
 
 	signal(SIGXFSZ, SIG_DFL);
+	assert_int_equal(ftruncate(fd, 4 << 20), 0);
+	snprintf(disk, sizeof(disk), "/proc/self/fd/%d", fd);
 	vm = original();
 	assert_ok(vmm_snap_open(&s, path, &err));
 	assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
@@ -1146,6 +1161,9 @@ static void child_with_limit(void)
 	assert_int_equal(err.os_errno, EFBIG);
 	vm = original();
 	assert_fails(vmm_snap_take(&s, vm, &err), VMM_ESYS, "File too large");
+	vm = rig_vmm(1);
+	assert_fails(vmm_add_blk(vm, "d", disk, VMM_OVERLAY, &err), VMM_ESYS, "File too large");
+	assert_fails(mem_share(&rig_inside(vm)->mem, &err), VMM_ESYS, "File too large");
 	assert_int_equal(pthread_sigmask(SIG_SETMASK, NULL, &set), 0);
 	assert_int_equal(sigismember(&set, SIGXFSZ), 0);
 	_exit(0);
