@@ -435,15 +435,17 @@ static int vhost_ring_start(struct vhost *vu, struct queue *q)
 	if (r == 0)
 		r = vhost_set_eventfd(vu, VHOST_SET_VRING_CALL, q->index, ring->call.fd);
 	if (r == 0)
-		r = vhost_set_eventfd(vu, VHOST_SET_VRING_KICK, q->index, q->kick.fd);
-	if (r == 0 && (vu->features & VHOST_F_PROTOCOL))
-		r = vhost_set_ring(vu, VHOST_SET_VRING_ENABLE, q->index, 1);
-	if (r == 0 && !ring->call.watched)
 		r = loop_add(vu->v.env.loop, &ring->call, EPOLLIN);
 	if (r < 0)
 		return r;
+	/* The next message makes it the back end's, whatever fails after that. */
 	ring->running = 1;
 	queue_flight_start(q, &ring->flight);
+	r = vhost_set_eventfd(vu, VHOST_SET_VRING_KICK, q->index, q->kick.fd);
+	if (r == 0 && (vu->features & VHOST_F_PROTOCOL))
+		r = vhost_set_ring(vu, VHOST_SET_VRING_ENABLE, q->index, 1);
+	if (r < 0)
+		return r;
 	/* There may be requests whose notification went to its predecessor. */
 	if (write(q->kick.fd, &one, sizeof(one)) < 0)
 		return 0;		/* full: it is pending already */

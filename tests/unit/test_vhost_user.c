@@ -3,8 +3,12 @@
  * test_vhost_user.c - the front end, against a back end in a thread: it maps
  * the guest's RAM, serves the rings of a disk of 64 sectors, and does what the
  * test tells it to do wrong.
+ *
+ * The front end is compiled into this file: its state is looked at.
  */
+#define vhost_user_new vhost_user_new_here
 #include "driver.h"
+#include "../../virtio/vhost_user.c"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -776,6 +780,24 @@ static void test_fs_death(void **state)
 	end(t);
 }
 
+/* What is needed of us fails: it has not been given the ring by then. */
+static void test_no_watch(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	struct epoll_event none = { .events = 0 };
+
+	begin(t, 1);
+	/* The loop cannot watch this one any more. */
+	assert_int_equal(epoll_ctl(d->loop.epfd, EPOLL_CTL_ADD,
+				   ((struct vhost *)d->v)->ring[0].call.fd, &none), 0);
+	start(t, 0);
+	refused(t);
+	assert_false(drv_get(d, 0, NULL, NULL));
+	end(t);
+	assert_int_equal(t->b.starts, 0);
+}
+
 /* RAM that is this process's own cannot be served. */
 static void test_private_ram(void **state)
 {
@@ -873,7 +895,7 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
 		T(test_death_in_flight), T(test_death_untold), T(test_death_held),
-		T(test_fs_death), T(test_private_ram), T(test_hold), T(test_late),
+		T(test_fs_death), T(test_no_watch), T(test_private_ram), T(test_hold), T(test_late),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
