@@ -15,7 +15,7 @@
  * device that had one.
  *
  * The back end is trusted with the guest, but not to answer: it is waited for
- * VHOST_TIMEOUT_MS, with the I/O lock held, when the driver starts the device,
+ * VHOST_TIMEOUT_MS in all, with the I/O lock held, when the driver starts the device,
  * when the machine is held and when it is reset.  When it is gone, or breaks
  * the protocol, we serve the rings ourselves: each request fails.  Which ones
  * it had in flight we know from looking at the rings at each of its interrupts
@@ -47,7 +47,9 @@
 #include "../core/clock.h"
 #include "devices.h"
 
+#ifndef VHOST_TIMEOUT_MS		/* a test has less time */
 #define VHOST_TIMEOUT_MS 10000
+#endif
 #define VHOST_CONFIG_BLK 60u		/* bytes that every back end knows */
 #define VHOST_CONFIG_MAX 256u
 #define VHOST_TAG_MAX	36u
@@ -124,6 +126,7 @@ struct vhost {
 	uint8_t		config[VHOST_CONFIG_MAX];
 	uint64_t	features;	/* of the back end */
 	uint64_t	protocol;	/* agreed on with it */
+	uint64_t	deadline;	/* for all that it is asked to do now */
 	uint8_t		running;	/* it has been given the rings */
 	uint8_t		dead;		/* it was there, and is gone */
 	struct vhost_ring ring[QUEUES_MAX];
@@ -131,12 +134,18 @@ struct vhost {
 
 /* ---- Messages -------------------------------------------------------------------- */
 
+static void vhost_set_deadline(struct vhost *vu)
+{
+	vu->deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull;
+}
+
 /* Wait for the socket.  0, or -errno. */
-static int vhost_ready(struct vhost *vu, short events, uint64_t deadline)
+static int vhost_ready(struct vhost *vu, short events)
 {
 	struct pollfd p = { .fd = vu->io.fd, .events = events };
 	uint64_t now = clock_ns();
-	int r = now < deadline ? poll(&p, 1, (int)((deadline - now) / 1000000u) + 1) : 0;
+	int r = now < vu->deadline ?
+		poll(&p, 1, (int)((vu->deadline - now) / 1000000u) + 1) : 0;
 
 	if (r < 0)
 		return errno == EINTR ? 0 : -errno;
@@ -151,7 +160,6 @@ static int vhost_send(struct vhost *vu, struct vhost_msg *m, uint32_t request, u
 		struct cmsghdr	align;
 		char		buf[CMSG_SPACE(sizeof(int))];
 	} u;
-	uint64_t deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull;
 	uint8_t *p = (uint8_t *)m;
 	struct iovec iov = { p, VHOST_HDR + size };
 	struct msghdr msg = { .msg_iov = &iov, .msg_iovlen = 1 };
@@ -177,7 +185,7 @@ static int vhost_send(struct vhost *vu, struct vhost_msg *m, uint32_t request, u
 		if (n < 0 && errno != EAGAIN && errno != EINTR)
 			return -errno;
 		if (n < 0) {
-			r = vhost_ready(vu, POLLOUT, deadline);
+			r = vhost_ready(vu, POLLOUT);
 			if (r < 0)
 				return r;
 			continue;
@@ -190,7 +198,7 @@ static int vhost_send(struct vhost *vu, struct vhost_msg *m, uint32_t request, u
 	return 0;
 }
 
-static int vhost_recv_bytes(struct vhost *vu, uint8_t *p, size_t n, uint64_t deadline)
+static int vhost_recv_bytes(struct vhost *vu, uint8_t *p, size_t n)
 {
 	ssize_t got;
 	int r;
@@ -202,7 +210,7 @@ static int vhost_recv_bytes(struct vhost *vu, uint8_t *p, size_t n, uint64_t dea
 		if (got < 0 && errno != EAGAIN && errno != EINTR)
 			return -errno;
 		if (got < 0) {
-			r = vhost_ready(vu, POLLIN, deadline);
+			r = vhost_ready(vu, POLLIN);
 			if (r < 0)
 				return r;
 			continue;
@@ -216,17 +224,16 @@ static int vhost_recv_bytes(struct vhost *vu, uint8_t *p, size_t n, uint64_t dea
 /* The answer to a message, which has at least min bytes.  0, or -errno. */
 static int vhost_recv(struct vhost *vu, struct vhost_msg *m, uint32_t request, uint32_t min)
 {
-	uint64_t deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull;
 	int r;
 
 	memset(m, 0, sizeof(*m));
-	r = vhost_recv_bytes(vu, (uint8_t *)m, VHOST_HDR, deadline);
+	r = vhost_recv_bytes(vu, (uint8_t *)m, VHOST_HDR);
 	if (r < 0)
 		return r;
 	if (m->request != request || (m->flags & VHOST_VERSION_MASK) != VHOST_VERSION ||
 	    !(m->flags & VHOST_REPLY) || m->size < min || m->size > sizeof(m->bytes))
 		return -EPROTO;
-	return vhost_recv_bytes(vu, m->bytes, m->size, deadline);
+	return vhost_recv_bytes(vu, m->bytes, m->size);
 }
 
 static int vhost_get_u64(struct vhost *vu, uint32_t request, uint64_t *val)
@@ -368,34 +375,34 @@ static void vhost_on_call(void *arg, uint32_t events)
 }
 
 /*
- * Wait until all that the driver has asked for is done.  A ring must not be asked back
- * before: qemu-storage-daemon lets go of its eventfds then, finishes what is in flight
- * nevertheless, and gives up when it has nobody to tell of it.
+ * Wait until as much is done as the driver has asked for by now; while it resets the device
+ * it may go on asking.  A ring must not be asked back before: qemu-storage-daemon lets go of
+ * its eventfds then, finishes what is in flight nevertheless, and gives up when it has nobody
+ * to tell of it.
  */
 static int vhost_drain(struct vhost *vu, struct queue *q)
 {
 	const struct timespec nap = { .tv_nsec = 200000 };
 	struct pollfd p = { .fd = vu->io.fd, .events = POLLRDHUP };
-	uint64_t deadline = clock_ns() + VHOST_TIMEOUT_MS * 1000000ull, one = 1;
 	struct flight *f = &vu->ring[q->index].flight;
-	uint16_t n;
-	int kicked = 0;
+	uint64_t one = 1;
+	uint16_t end;
 
-	for (;;) {
-		queue_flight_look(q, f);
-		n = (uint16_t)(f->avail - f->used);
-		/* None, or a driver's nonsense. */
-		if (!n || n > q->num)
-			return 0;
-		/* There may be requests that it has not been notified of yet. */
-		if (!kicked++ && q->kick.fd >= 0 && write(q->kick.fd, &one, sizeof(one)) < 0 &&
-		    errno != EAGAIN)
-			return -errno;
+	queue_flight_look(q, f);
+	end = f->avail;
+	/* There may be requests that it has not been notified of yet. */
+	if (end != f->used && q->kick.fd >= 0 && write(q->kick.fd, &one, sizeof(one)) < 0 &&
+	    errno != EAGAIN)
+		return -errno;
+	/* More than a ring's worth is a driver's nonsense, or it has gone past the end. */
+	while (end != f->used && (uint16_t)(end - f->used) <= q->num) {
 		if (ppoll(&p, 1, &nap, NULL) > 0)
 			return -ECONNRESET;
-		if (clock_ns() >= deadline)
+		if (clock_ns() >= vu->deadline)
 			return -ETIMEDOUT;
+		queue_flight_look(q, f);
 	}
+	return 0;
 }
 
 /* RAM that can be given away is a memfd, shared. */
@@ -461,6 +468,7 @@ static void vhost_start(struct vhost *vu)
 	if (!vu->v.active || vu->io.fd < 0 || vu->running)
 		return;
 	vu->running = 1;
+	vhost_set_deadline(vu);
 	r = vhost_set_u64(vu, VHOST_SET_FEATURES, features);
 	if (r == 0)
 		r = vhost_set_mem(vu);
@@ -501,6 +509,7 @@ static void vhost_stop(struct vhost *vu)
 	int r = 0;
 
 	vu->running = 0;
+	vhost_set_deadline(vu);
 	for (i = 0; i < vu->v.nqueues && r == 0; i++)
 		if (vu->ring[i].running)
 			r = vhost_ring_stop(vu, &vu->v.queue[i]);
@@ -561,8 +570,10 @@ static int vhost_get_config(struct vhost *vu, struct vmm_error *err)
 static int vhost_greet(struct vhost *vu, struct vmm_error *err)
 {
 	uint64_t queues = 0;
-	int r = vhost_get_u64(vu, VHOST_GET_FEATURES, &vu->features);
+	int r;
 
+	vhost_set_deadline(vu);
+	r = vhost_get_u64(vu, VHOST_GET_FEATURES, &vu->features);
 	vu->protocol = 0;
 	if (r == 0 && (vu->features & VHOST_F_PROTOCOL)) {
 		r = vhost_get_u64(vu, VHOST_GET_PROTOCOL_FEATURES, &vu->protocol);

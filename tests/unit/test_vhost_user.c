@@ -4,8 +4,12 @@
  * the guest's RAM, serves the rings of a disk of 64 sectors, and does what the
  * test tells it to do wrong.
  *
- * The front end is compiled into this file: its state is looked at.
+ * The front end is compiled into this file: its state is looked at, and a test
+ * says how long it waits.
  */
+static unsigned int timeout_ms;
+
+#define VHOST_TIMEOUT_MS timeout_ms
 #define vhost_user_new vhost_user_new_here
 #include "driver.h"
 #include "../../virtio/vhost_user.c"
@@ -360,6 +364,7 @@ static int setup(void **state)
 	struct both *t = calloc(1, sizeof(*t));
 	struct vmm_error err;
 
+	timeout_ms = 10000;
 	drv_open(&t->d);
 	assert_int_equal(mem_share(&t->d.mem, &err), 0);
 	backend_init(&t->b);
@@ -888,6 +893,62 @@ static void test_late(void **state)
 	end(t);
 }
 
+/* All rings together have the time that one has. */
+static void test_deadline(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	uint64_t begun;
+	uint32_t i;
+
+	timeout_ms = 500;
+	t->b.slow_ms = 400;
+	t->b.features |= 1ull << VIRTIO_BLK_F_MQ;
+	begin(t, QUEUES);
+	start(t, 1ull << VIRTIO_BLK_F_MQ);
+	usleep(20000);
+	for (i = 0; i < QUEUES; i++)	/* it is told of each when that is waited for */
+		add(t, i, VIRTIO_BLK_T_OUT, i, 512);
+	begun = clock_ns();
+	drv_write(d, VIRTIO_MMIO_STATUS, 0);
+	assert_true(clock_ns() - begun < 2 * timeout_ms * 1000000ull);
+	assert_non_null(strstr(d->line, "gone"));
+	end(t);
+}
+
+static void *add_another(void *arg)
+{
+	struct both *t = arg;
+
+	while (!__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST))
+		usleep(100);
+	add(t, 0, VIRTIO_BLK_T_OUT, 0, 512);
+	return NULL;
+}
+
+/* A vCPU resets it, and another adds a request meanwhile: it is not waited for. */
+static void test_moving(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	pthread_t other;
+	int i;
+
+	timeout_ms = 1000;
+	t->b.late = 1;
+	begin(t, 1);
+	start(t, DRV_INDIRECT);
+	usleep(20000);
+	for (i = 0; i < 4; i++)
+		add(t, 0, VIRTIO_BLK_T_OUT, 0, 512);
+	pthread_create(&other, NULL, add_another, t);
+	drv_write(d, VIRTIO_MMIO_STATUS, 0);	/* tells it of them */
+	pthread_join(other, NULL);
+	assert_int_equal(d->lines, 0);
+	assert_true(__atomic_load_n(&t->b.served, __ATOMIC_SEQ_CST) >= 4);
+	end(t);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -896,6 +957,7 @@ int main(void)
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
 		T(test_death_in_flight), T(test_death_untold), T(test_death_held),
 		T(test_fs_death), T(test_no_watch), T(test_private_ram), T(test_hold), T(test_late),
+		T(test_deadline), T(test_moving),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
