@@ -16,10 +16,12 @@
  *
  * The back end is trusted with the guest, but not to answer: it is waited for
  * VHOST_TIMEOUT_MS in all, with the I/O lock held, when the driver starts the device,
- * when the machine is held and when it is reset.  When it is gone, or breaks
- * the protocol, we serve the rings ourselves: each request fails.  Which ones
- * it had in flight we know from looking at the rings at each of its interrupts
- * (struct flight); should that be lost, the device asks its driver for a reset.
+ * when the machine is held and when it is reset.  When it has hung up, or has no
+ * ring, we serve the rings ourselves: each request fails.  Which ones it had in flight
+ * we know from looking at the rings at each of its interrupts (struct flight); should
+ * that be lost, the device asks its driver for a reset.  If it is given up with rings,
+ * it may write to them and to their buffers at any time: none of those is handed back,
+ * the device asks for a reset, and no driver can set it up after that.
  *
  * While the machine is held the rings are stopped, and what is in flight is waited
  * for; they are started again when the loop goes on.
@@ -127,7 +129,6 @@ struct vhost {
 	uint64_t	features;	/* of the back end */
 	uint64_t	protocol;	/* agreed on with it */
 	uint64_t	deadline;	/* for all that it is asked to do now */
-	uint8_t		running;	/* it has been given the rings */
 	uint8_t		dead;		/* it was there, and is gone */
 	struct vhost_ring ring[QUEUES_MAX];
 };
@@ -196,6 +197,15 @@ static int vhost_send(struct vhost *vu, struct vhost_msg *m, uint32_t request, u
 		msg.msg_controllen = 0;
 	}
 	return 0;
+}
+
+/* Has it hung up, or does it in a moment?  Then it touches no ring any more. */
+static int vhost_hung_up(struct vhost *vu)
+{
+	const struct timespec nap = { .tv_nsec = 200000 };
+	struct pollfd p = { .fd = vu->io.fd, .events = POLLRDHUP };
+
+	return ppoll(&p, 1, &nap, NULL) > 0;
 }
 
 static int vhost_recv_bytes(struct vhost *vu, uint8_t *p, size_t n)
@@ -268,6 +278,16 @@ static int vhost_set_eventfd(struct vhost *vu, uint32_t request, uint32_t index,
 	return vhost_send(vu, &m, request, sizeof(m.u64), fd);
 }
 
+/* Has it a ring that it may write to? */
+static int vhost_serves(const struct vhost *vu)
+{
+	uint32_t i;
+
+	for (i = 0; i < vu->v.nqueues && !vu->ring[i].running; i++)
+		;
+	return i < vu->v.nqueues;
+}
+
 /* ---- Failing ----------------------------------------------------------------------------- */
 
 /* Answer a request in place of the back end. */
@@ -332,7 +352,6 @@ static void vhost_disconnect(struct vhost *vu)
 		loop_del(vu->v.env.loop, &vu->ring[i].call);
 		vu->ring[i].running = 0;
 	}
-	vu->running = 0;
 	loop_del(vu->v.env.loop, &vu->io);
 	if (vu->io.fd >= 0)
 		close(vu->io.fd);
@@ -346,8 +365,12 @@ static void vhost_gone(struct vhost *vu, const char *why)
 	vu->dead = 1;
 	vu->v.notify_by = NOTIFY_LOOP;
 	virtio_trouble(&vu->v, ECONNRESET, "its back end is gone: %s", why);
-	/* With its socket open it might be alive; but it has been told to stop,
-	   or has shown that it cannot be talked to. */
+	if (vhost_serves(vu) && !vhost_hung_up(vu)) {
+		/* Nothing is handed back; without features no driver sets the device up again. */
+		shutdown(vu->io.fd, SHUT_RDWR);
+		vu->v.offers = 0;
+		virtio_break(&vu->v);
+	}
 	for (i = 0; i < vu->v.nqueues; i++)
 		if (vu->v.active && vu->v.queue[i].ready)
 			vhost_take_over(vu, &vu->v.queue[i]);
@@ -382,8 +405,6 @@ static void vhost_on_call(void *arg, uint32_t events)
  */
 static int vhost_drain(struct vhost *vu, struct queue *q)
 {
-	const struct timespec nap = { .tv_nsec = 200000 };
-	struct pollfd p = { .fd = vu->io.fd, .events = POLLRDHUP };
 	struct flight *f = &vu->ring[q->index].flight;
 	uint64_t one = 1;
 	uint16_t end;
@@ -396,7 +417,7 @@ static int vhost_drain(struct vhost *vu, struct queue *q)
 		return -errno;
 	/* More than a ring's worth is a driver's nonsense, or it has gone past the end. */
 	while (end != f->used && (uint16_t)(end - f->used) <= q->num) {
-		if (ppoll(&p, 1, &nap, NULL) > 0)
+		if (vhost_hung_up(vu))
 			return -ECONNRESET;
 		if (clock_ns() >= vu->deadline)
 			return -ETIMEDOUT;
@@ -465,9 +486,8 @@ static void vhost_start(struct vhost *vu)
 	uint32_t i;
 	int r;
 
-	if (!vu->v.active || vu->io.fd < 0 || vu->running)
+	if (!vu->v.active || vu->io.fd < 0 || vhost_serves(vu))
 		return;
-	vu->running = 1;
 	vhost_set_deadline(vu);
 	r = vhost_set_u64(vu, VHOST_SET_FEATURES, features);
 	if (r == 0)
@@ -508,7 +528,6 @@ static void vhost_stop(struct vhost *vu)
 	uint32_t i;
 	int r = 0;
 
-	vu->running = 0;
 	vhost_set_deadline(vu);
 	for (i = 0; i < vu->v.nqueues && r == 0; i++)
 		if (vu->ring[i].running)

@@ -56,6 +56,7 @@ struct backend {
 	int		late;		/* it takes requests, and answers after a while */
 	int		keep, dying;	/* atomic: answer every so-manieth, last first; then die */
 	int		untold;		/* atomic: ... before it has told of them */
+	int		stalled;	/* atomic: 1: it neither answers nor hangs up; 2: no more */
 	uint8_t		*ram;
 	uint64_t	ram_gpa, ram_size, ram_uaddr;
 	struct bring	ring[QUEUES];
@@ -284,6 +285,8 @@ static void *backend_main(void *arg)
 			p[1 + i] = (struct pollfd){ .fd = b->ring[i].on ? b->ring[i].kick : -1,
 						    .events = POLLIN };
 		if (poll(p, 1 + QUEUES, b->late ? 2 : -1) == 0) {
+			if (__atomic_load_n(&b->stalled, __ATOMIC_SEQ_CST))
+				continue;
 			/* One of each ring at a time. */
 			for (i = 0; i < QUEUES; i++)
 				if (b->ring[i].nheld)
@@ -307,6 +310,11 @@ static void *backend_main(void *arg)
 		}
 	}
 out:
+	/* As qemu-storage-daemon: it finishes what it has, though nobody listens. */
+	while (__atomic_load_n(&b->stalled, __ATOMIC_SEQ_CST) == 1)
+		usleep(1000);
+	while (b->stalled && b->ring[0].nheld)
+		answer(b, &b->ring[0], b->ring[0].held[--b->ring[0].nheld]);
 	for (i = 0; i < QUEUES; i++) {
 		set_fd(&b->ring[i].kick, -1);
 		set_fd(&b->ring[i].call, -1);
@@ -603,11 +611,18 @@ static void refused(struct both *t)
 	assert_true(failed(t));
 }
 
+/* Does a driver that starts over get as far as its rings? */
+static int set_up(struct both *t)
+{
+	return (drv_negotiate(&t->d, 0) & VIRTIO_CONFIG_S_FEATURES_OK) != 0;
+}
+
 /* When the guest uses it already: what is in flight fails, and what follows. */
 static void test_death(void **state)
 {
 	struct both *t = *state;
 	struct vmm_event ev;
+	int i;
 
 	t->b.fault = FAULT_HANGUP;
 	begin(t, 1);
@@ -626,7 +641,7 @@ static void test_death(void **state)
 	take_event(&t->d, &ev);
 	assert_int_equal(ev.type, VMM_EV_NONE);
 	drv_detach(&t->d);
-	/* It does not take our memory, or says nonsense when it is stopped. */
+	/* It does not take our memory. */
 	backend_init(&t->b);
 	t->b.fault = FAULT_NACK;
 	t->b.fault_at = 5;
@@ -634,15 +649,24 @@ static void test_death(void **state)
 	start(t, 0);
 	refused(t);
 	end(t);
-	backend_init(&t->b);
-	t->b.fault = FAULT_GARBAGE;
-	t->b.fault_at = 11;
-	begin(t, 1);
-	start(t, 0);
-	request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
-	drv_write(&t->d, VIRTIO_MMIO_STATUS, 0);
-	assert_non_null(strstr(t->d.line, "gone"));
-	end(t);
+	/* When it is stopped it hangs up, or says nonsense, and might be alive. */
+	for (i = 0; i < 2; i++) {
+		backend_init(&t->b);
+		t->b.fault = i ? FAULT_GARBAGE : FAULT_HANGUP;
+		t->b.fault_at = 11;
+		begin(t, 1);
+		start(t, 0);
+		request(t, 0, VIRTIO_BLK_T_OUT, 1, 512);
+		drv_write(&t->d, VIRTIO_MMIO_STATUS, 0);
+		assert_non_null(strstr(t->d.line, "gone"));
+		if (i) {
+			assert_false(set_up(t));
+		} else {
+			start(t, 0);
+			refused(t);
+		}
+		end(t);
+	}
 }
 
 /* It has answered some requests and not others, in no order, when it dies. */
@@ -949,6 +973,41 @@ static void test_moving(void **state)
 	end(t);
 }
 
+/* It is given up while it works on a request: it might finish that at any time. */
+static void test_stalled(void **state)
+{
+	struct both *t = *state;
+	struct driver *d = &t->d;
+	struct vmm_event ev;
+
+	timeout_ms = 200;
+	t->b.late = t->b.stalled = 1;
+	begin(t, 1);
+	start(t, 0);
+	add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
+	drv_notify(d, 0);
+	loop_hold(&d->loop);
+	loop_lock(&d->loop);
+	d->dev->ops->quiesce(d->dev);
+	loop_unlock(&d->loop);
+	loop_release(&d->loop);
+	take_event(d, &ev);
+	assert_int_equal(ev.type, VMM_EV_DEVICE);
+	assert_int_equal(ev.value, ECONNRESET);
+	drv_notify(d, 0);
+	assert_false(drv_get(d, 0, NULL, NULL));
+	assert_int_equal(*(uint8_t *)drv_hva(d, t->status), 0xff);
+	assert_true(drv_broken(d));
+	assert_false(set_up(t));
+	__atomic_store_n(&t->b.stalled, 2, __ATOMIC_SEQ_CST);
+	pthread_join(t->b.thread, NULL);
+	assert_int_equal(*(uint8_t *)drv_hva(d, t->status), 0);
+	assert_false(set_up(t));
+	take_event(d, &ev);
+	assert_int_equal(ev.type, VMM_EV_NONE);
+	drv_detach(d);
+}
+
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -957,7 +1016,7 @@ int main(void)
 		T(test_disk), T(test_queues), T(test_simple), T(test_bad_backend), T(test_death),
 		T(test_death_in_flight), T(test_death_untold), T(test_death_held),
 		T(test_fs_death), T(test_no_watch), T(test_private_ram), T(test_hold), T(test_late),
-		T(test_deadline), T(test_moving),
+		T(test_deadline), T(test_moving), T(test_stalled),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
