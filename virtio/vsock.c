@@ -33,7 +33,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/timerfd.h>
 #include <unistd.h>
@@ -661,20 +660,10 @@ static int vsock_shut(struct vsock_conn *c, uint32_t flags)
 	return 0;
 }
 
-/* Of the descriptors that this process may have a guest gets half at most. */
-static uint32_t vsock_most(void)
-{
-	struct rlimit l;
-
-	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || l.rlim_cur / 2 > VSOCK_CONNS)
-		return VSOCK_CONNS;
-	return (uint32_t)l.rlim_cur / 2;
-}
-
 /* The guest wants to reach a program of the host. */
 static int vsock_accept(struct vsock *vs, const struct virtio_vsock_hdr *h)
 {
-	int fd = vs->nconns < vsock_most() ? vsock_dial(vs, h->dst_port) : -EMFILE;
+	int fd = vsock_dial(vs, h->dst_port);
 	struct vsock_conn *c;
 
 	c = fd < 0 ? NULL : vsock_conn_new(vs, fd, h->dst_port, h->src_port, VSOCK_OPEN);

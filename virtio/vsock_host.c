@@ -23,6 +23,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -263,6 +264,16 @@ int vsock_listen(struct virtio *v, uint32_t port, int *out, struct vmm_error *er
 	return 0;
 }
 
+/* Of the descriptors that this process may have a guest gets half at most. */
+static uint32_t vsock_most(void)
+{
+	struct rlimit l;
+
+	if (getrlimit(RLIMIT_NOFILE, &l) < 0 || l.rlim_cur / 2 > VSOCK_CONNS)
+		return VSOCK_CONNS;
+	return (uint32_t)l.rlim_cur / 2;
+}
+
 int vsock_dial(struct vsock *vs, uint32_t port)
 {
 	struct vsock_listener **p = &vs->listeners, *l;
@@ -274,7 +285,10 @@ int vsock_dial(struct vsock *vs, uint32_t port)
 	l = *p;
 	if (!l)
 		return -ECONNREFUSED;
-	s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	s = -1;
+	errno = EMFILE;
+	if (vs->nconns < vsock_most())
+		s = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (s < 0) {
 		r = -errno;
 		/* The 1st, 2nd, 4th, 8th: a guest cannot fill the host's log. */

@@ -9,6 +9,7 @@
  * 10,000 connections one after another, 500 at once and 100 MiB each way, else less.
  */
 #include <pthread.h>
+#include <sys/resource.h>
 
 #include "inlinux.h"
 #include "peer.h"
@@ -111,7 +112,12 @@ static void in_turn(void)
 static void at_once(void)
 {
 	unsigned int n = test_options.full ? AT_ONCE : 50;
+	struct rlimit l;
 
+	/* Both ends of each are this process's, and those of the last round may not be gone yet. */
+	CHECK(getrlimit(RLIMIT_NOFILE, &l) == 0);
+	l.rlim_cur = l.rlim_max;
+	CHECK(setrlimit(RLIMIT_NOFILE, &l) == 0);
 	conversations(n, n, 3000);
 }
 
