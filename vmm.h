@@ -320,9 +320,11 @@ VMM_API int vmm_listen(struct vmm *vm, uint32_t port, int *out, struct vmm_error
 /*
  * Devices that another process serves, by the vhost-user protocol.  fd is a stream
  * socket that is connected to it; it gets all of the guest's RAM, and the machine
- * starts somewhat slower.  If it goes, or does not answer for some seconds, the
- * guest's requests fail as I/O errors, now and later, and VMM_EV_DEVICE tells.
- * Such a machine can be paused, but not saved.
+ * starts somewhat slower.  If it goes, the guest's requests fail as I/O errors, now
+ * and later.  If it does not answer for 10 s it may still write to the guest's RAM:
+ * the device cannot be used any more, and that process is to be ended before the
+ * machine is reset.  VMM_EV_DEVICE tells of either.  Such a machine can be paused, but
+ * not saved.
  *
  * vmm_add_fs(): a directory, as virtiofsd serves it; the guest mounts it by the
  * device's name (mount -t virtiofs NAME DIR).  vmm_add_vhost_blk(): a disk, as
