@@ -617,8 +617,8 @@ VMM_API int vmm_pool_create(struct vmm_pool **out, struct vmm_snap *snap, const 
 /*
  * Take a machine, waiting up to timeout_ms (0: not at all, -1: for ever) if none
  * is ready: a NEW one, of a VMM_POOL_PARK pool a PAUSED one.  Free it with
- * vmm_free(), or give it back.  VMM_ETIMEDOUT: none was ready in time; other codes are those
- * of the restore that failed.
+ * vmm_free(), or give it back.  VMM_ETIMEDOUT: none was ready in time; other codes
+ * are those of the restore that failed.
  */
 VMM_API int vmm_pool_take(struct vmm_pool *pool, int timeout_ms, struct vmm **out, struct vmm_error *err);
 

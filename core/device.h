@@ -31,8 +31,8 @@ struct irqchip_ops {
 	/* With every vCPU out of the guest. */
 	int		(*save)(struct irqchip *chip, struct writer *w, struct vmm_error *err);
 	int		(*load)(struct irqchip *chip, struct reader *r, struct vmm_error *err);
-	/* Does the hart that gets a line's interrupts have one to take?  *hart: which it is,
-	   and its vCPU is out of the guest, as far as this is known before. */
+	/* Is an interrupt of a line pending, and enabled, in the interrupt file of the hart
+	   that it goes to?  *hart is which; its vCPU is out of the guest. */
 	int		(*pending)(struct irqchip *chip, uint32_t line, uint32_t *hart);
 	/* Its vCPUs are as new: make it fit to be loaded again; -errno. */
 	int		(*renew)(struct irqchip *chip);

@@ -974,7 +974,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		T(test_rw), T(test_rw_threads), T(test_forbidden), T(test_rw_direct), T(test_writethrough),
 		T(test_loop), T(test_requests), T(test_broken_requests), T(test_readonly),
-		T(test_discard), T(test_zeroes_in_memory), T(test_depth), T(test_many), T(test_pause), T(test_bounded), T(test_pieces), T(test_reset),
+		T(test_discard), T(test_zeroes_in_memory), T(test_depth), T(test_many), T(test_pause),
+		T(test_bounded), T(test_pieces), T(test_reset),
 		T(test_overlay),
 		T(test_save), T(test_descriptor), T(test_resize), T(test_resize_overlay), T(test_no_write),
 		T(test_truncated),

@@ -917,6 +917,14 @@ static void test_late(void **state)
 	end(t);
 }
 
+/* How long it is waited for from now on: what went before may have taken its time. */
+static void limit(struct both *t, unsigned int ms)
+{
+	loop_lock(&t->d.loop);
+	timeout_ms = ms;
+	loop_unlock(&t->d.loop);
+}
+
 /* All rings together have the time that one has. */
 static void test_deadline(void **state)
 {
@@ -925,11 +933,11 @@ static void test_deadline(void **state)
 	uint64_t begun;
 	uint32_t i;
 
-	timeout_ms = 500;
 	t->b.slow_ms = 400;
 	t->b.features |= 1ull << VIRTIO_BLK_F_MQ;
 	begin(t, QUEUES);
 	start(t, 1ull << VIRTIO_BLK_F_MQ);
+	limit(t, 500);
 	usleep(20000);
 	for (i = 0; i < QUEUES; i++)	/* it is told of each when that is waited for */
 		add(t, i, VIRTIO_BLK_T_OUT, i, 512);
@@ -958,10 +966,10 @@ static void test_moving(void **state)
 	pthread_t other;
 	int i;
 
-	timeout_ms = 1000;
 	t->b.late = 1;
 	begin(t, 1);
 	start(t, DRV_INDIRECT);
+	limit(t, 1000);
 	usleep(20000);
 	for (i = 0; i < 4; i++)
 		add(t, 0, VIRTIO_BLK_T_OUT, 0, 512);
@@ -980,10 +988,10 @@ static void test_stalled(void **state)
 	struct driver *d = &t->d;
 	struct vmm_event ev;
 
-	timeout_ms = 200;
 	t->b.late = t->b.stalled = 1;
 	begin(t, 1);
 	start(t, 0);
+	limit(t, 200);
 	add(t, 0, VIRTIO_BLK_T_IN, 0, 512);
 	drv_notify(d, 0);
 	loop_hold(&d->loop);

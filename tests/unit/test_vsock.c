@@ -1153,7 +1153,8 @@ static void test_descriptors(void **state)
 		n += g->h.op == VIRTIO_VSOCK_OP_RESPONSE;
 	}
 	assert_int_equal(n, 64);
-	assert_int_equal(__atomic_load_n(&g->d.lines, __ATOMIC_SEQ_CST), 8);	/* of 136 refusals: 1, 2, 4 ... 128 */
+	/* Of 136 refusals the 1st, 2nd, 4th ... 128th. */
+	assert_int_equal(__atomic_load_n(&g->d.lines, __ATOMIC_SEQ_CST), 8);
 	for (i = 0; i < 40; i++) {
 		fd[i] = dup(s);
 		assert_true(fd[i] >= 0);

@@ -275,7 +275,7 @@ class Machine(Owner):
 
     def trim(self, name: str = "balloon", timeout: float | None = None) -> None:
         """Have the guest of a RUNNING machine give back what it has free, now: before a
-        snapshot, say.  Waits until it has; Ctrl-C waits for that, too.
+        snapshot, say.  Waits until it has, or no longer runs; Ctrl-C waits for that, too.
 
         Raises NotSupportedError: its driver cannot; TimedOutError: it has not come to
         an end."""
